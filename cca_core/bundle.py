@@ -1,0 +1,103 @@
+"""Reads and writes bundles: the artefact that is registered and served (bundle.json, model and tokenizer safetensors).
+
+Plain JSON and tensors, no model classes and no pickle, so that any release can say what a bundle is before it loads it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import fsspec
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from cca_core.config import ConfigError
+
+FORMAT_VERSION = 1
+INFO_NAME, MODEL_NAME, TOKENIZER_NAME = "bundle.json", "model.safetensors", "tokenizer.safetensors"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A model or a tokenizer inside a bundle: its family and its spec as plain data."""
+
+    family: str
+    spec: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleInfo:
+    """bundle.json. ``sampling`` holds the defaults to serve with, among them cfg_scale (1.0 = one call per token)."""
+
+    model: Part | None
+    tokenizer: Part | None
+    image_size: int
+    class_names: tuple[str, ...] = ()
+    sampling: dict[str, Any] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True)
+class Bundle:
+    info: BundleInfo
+    model_tensors: dict[str, Tensor]
+    tokenizer_tensors: dict[str, Tensor]
+
+
+def is_bundle(uri: str) -> bool:
+    """Whether ``uri`` is a directory that holds a bundle.json."""
+    fs, path = fsspec.url_to_fs(uri)
+    return fs.exists(f"{path.rstrip('/')}/{INFO_NAME}")
+
+
+def encode_tensors(tensors: Mapping[str, Tensor]) -> bytes:
+    """safetensors bytes, tensors in the order of their names, so that equal weights give equal files."""
+    return save_tensors({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)})
+
+
+def bundle_files(
+    info: BundleInfo,
+    model_tensors: Mapping[str, Tensor] | None,
+    tokenizer_tensors: Mapping[str, Tensor] | None,
+) -> dict[str, bytes]:
+    """The files of a bundle by name, bundle.json last."""
+    files: dict[str, bytes] = {}
+    if model_tensors is not None:
+        files[MODEL_NAME] = encode_tensors(model_tensors)
+    if tokenizer_tensors is not None:
+        files[TOKENIZER_NAME] = encode_tensors(tokenizer_tensors)
+    files[INFO_NAME] = json.dumps(asdict(info), indent=1, sort_keys=True).encode()
+    return files
+
+
+def read_info(uri: str) -> BundleInfo:
+    """bundle.json alone; ConfigError for another format version."""
+    fs, path = fsspec.url_to_fs(uri)
+    try:
+        raw = json.loads(fs.cat_file(f"{path.rstrip('/')}/{INFO_NAME}"))
+    except FileNotFoundError:
+        raise ConfigError(f"no bundle at {uri}: it has no {INFO_NAME}") from None
+    if raw.get("format_version") != FORMAT_VERSION:
+        raise ConfigError(
+            f"{uri} has bundle format {raw.get('format_version')}, this release reads {FORMAT_VERSION}: use the "
+            f"release that wrote it"
+        )
+    parts = {name: Part(**raw.pop(name)) if raw.get(name) else raw.pop(name) for name in ("model", "tokenizer")}
+    return BundleInfo(**parts, **{**raw, "class_names": tuple(raw["class_names"])})
+
+
+def read_bundle(uri: str) -> Bundle:
+    """The whole bundle, tensors on the CPU."""
+    info = read_info(uri)
+    fs, path = fsspec.url_to_fs(uri)
+
+    def tensors(part: Part | None, name: str) -> dict[str, Tensor]:
+        return load_tensors(fs.cat_file(f"{path.rstrip('/')}/{name}")) if part is not None else {}
+
+    return Bundle(info, tensors(info.model, MODEL_NAME), tensors(info.tokenizer, TOKENIZER_NAME))

@@ -1,0 +1,380 @@
+"""Reads and writes nothing: every knob of every stage, as frozen dataclasses with their units.
+
+The defaults are the embedded example: scikit-learn's 1,797 real handwritten digits. A recipe file states what
+differs (``pipelines/recipes/``). Whatever stands in ``execution`` says how a stage is run, never what it computes,
+and enters no digest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, get_type_hints
+
+#: Read by pydantic when a recipe is validated at the edge; plain data, so that the core needs no pydantic.
+_STRICT: dict[str, Any] = {"extra": "forbid"}
+
+
+class ConfigError(ValueError):
+    """A configuration, an input or a store that cannot be used, said in one sentence with the remedy."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """Where the images come from. ``digits`` needs no ``uri``; ``folder`` has one directory per class; ``parquet`` a
+    column of image bytes (plain, or Hugging Face's struct<bytes, path>) and a label column."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    kind: Literal["digits", "folder", "parquet"] = "digits"
+    uri: str = ""
+    image_column: str = "image"
+    label_column: str = "label"
+    #: Column that holds the image id (parquet); empty: the path in the image struct, else file:row.
+    id_column: str = ""
+    #: Names of the classes by index where the data has only integers (parquet); empty: "0", "1", ...
+    class_names: tuple[str, ...] = ()
+    #: Share of the images, drawn by a hash of the id, that training never sees.
+    held_out_fraction: float = 0.2
+
+    def __post_init__(self) -> None:
+        _require(0 < self.held_out_fraction < 1, "source.held_out_fraction must lie between 0 and 1")
+        if self.kind == "digits":
+            _require(
+                not self.uri,
+                "source.kind=digits reads no uri: remove source.uri, or set source.kind to folder or parquet",
+            )
+        else:
+            _require(
+                bool(self.uri),
+                f"source.kind={self.kind} needs source.uri: a folder, or s3://bucket/prefix",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokensConfig:
+    """How images become tokens. ``batch_size`` is here and not in ``execution`` because it is the one fixed batch
+    shape that makes the tokens independent of the number of workers."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    #: Side of the square image in pixels.
+    image_size: int = 8
+    #: ``centre``: ADM centre crop, 1 view. ``centre_flip``: and its mirror, 2. ``ten_crop``: 10 (architectures
+    #: section 4).
+    views: Literal["centre", "centre_flip", "ten_crop"] = "centre"
+    #: Ten-crop: the crop side is int(image_size * crop_range).
+    crop_range: float = 1.1
+    #: Images per shard: the unit of work, of retry and of resume.
+    rows_per_shard: int = 512
+    batch_size: int = 128
+
+    @property
+    def num_views(self) -> int:
+        return {"centre": 1, "centre_flip": 2, "ten_crop": 10}[self.views]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW with linear warm-up and a constant or cosine schedule; decay acts on tensors of two or more dimensions."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    #: Global gradient norm is clipped at this value; 0 switches clipping off.
+    clip_norm: float = 1.0
+    warmup_steps: int = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    #: The cosine ends at this share of ``lr``.
+    final_lr_share: float = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """The VQ tokenizer: a checkpoint (official file or bundle), or the spec and training of a small one."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    checkpoint: str = ""
+    width: int = 32
+    width_multipliers: tuple[int, ...] = (1, 1)
+    num_res_blocks: int = 1
+    latent_channels: int = 32
+    codebook_size: int = 16
+    codebook_dim: int = 8
+    epochs: int = 30
+    batch_size: int = 64
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(lr=3e-3, warmup_steps=30, schedule="cosine", final_lr_share=0.01)
+    )
+
+    @property
+    def downsample(self) -> int:
+        """Pixels per token along one side."""
+        return 2 ** (len(self.width_multipliers) - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesConfig:
+    """The embedded classifier, whose features carry the distances (never to be called FID)."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    width: int = 32
+    feature_dim: int = 64
+    epochs: int = 30
+    batch_size: int = 128
+    #: Training images are shifted by up to this many pixels.
+    max_shift: int = 1
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(
+            lr=2e-3,
+            betas=(0.9, 0.999),
+            weight_decay=0.05,
+            warmup_steps=60,
+            schedule="cosine",
+            final_lr_share=0.001,
+        )
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseConfig:
+    """The pretrained model: a checkpoint (official file or bundle), or the spec and training of a small LlamaGen."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    checkpoint: str = ""
+    #: Which tensors of an official file: ``model``, or ``ema`` where the file has them.
+    weights: Literal["model", "ema"] = "model"
+    dim: int = 128
+    num_layers: int = 4
+    num_heads: int = 4
+    dropout: float = 0.1
+    #: Share of rows trained under the null condition, so that guidance works.
+    label_dropout: float = 0.1
+    epochs: int = 38
+    global_batch_size: int = 64
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(lr=2e-3, weight_decay=0.05, warmup_steps=30, schedule="cosine")
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceConfig:
+    """Log-probs of the frozen base: ``cached`` columns written once, or ``online`` from the frozen model in the
+    loop."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    mode: Literal["cached", "online"] = "cached"
+    #: The null column is stored for rows whose draw lies below this; every null_share up to it shares one reference.
+    null_share_max: float = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignConfig:
+    """The alignment: objective and its weights (paper equation 12 for CCA), epochs, optimiser."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    objective: Literal["cca", "dpo", "unlearning"] = "cca"
+    beta: float = 0.1
+    lambda_: float = 1.0
+    #: Share of rows trained under the null condition (the official ``uncond_ratio``).
+    null_share: float = 0.1
+    dropout: float = 0.0
+    epochs: int = 3
+    global_batch_size: int = 128
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-4))
+
+    def __post_init__(self) -> None:
+        _require(self.beta > 0, "align.beta must be positive")
+        _require(self.lambda_ >= 0, "align.lambda_ must not be negative")
+        _require(0 <= self.null_share < 1, "align.null_share must lie in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Which samplers are measured, on how many samples, against which real images."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    #: Samples per sampler and seed, classes in turn.
+    num_samples: int = 2000
+    seeds: tuple[int, ...] = (0, 1, 2)
+    cfg_scales: tuple[float, ...] = (1.25, 1.5, 2.0, 3.0)
+    temperatures: tuple[float, ...] = (0.9, 0.8, 0.7)
+    #: Temperatures of the aligned model beside 1.0.
+    aligned_temperatures: tuple[float, ...] = (0.9, 1.1)
+    #: Which images are the real set: ``all``, or the ``held_out`` ones where there are enough for a covariance.
+    real: Literal["all", "held_out"] = "all"
+    #: Fixed padded batch shape of sampling and decoding.
+    batch_size: int = 250
+    #: Neighbour of precision and recall.
+    neighbour: int = 3
+    #: Images per timed run of the cost table.
+    cost_images: int = 500
+
+    def __post_init__(self) -> None:
+        _require(bool(self.seeds), "evaluate.seeds needs at least one seed")
+        _require(
+            all(scale > 1 for scale in self.cfg_scales),
+            "evaluate.cfg_scales are above 1: 1 means no guidance and is always measured",
+        )
+        _require(bool(self.cfg_scales), "evaluate.cfg_scales needs at least one scale to compare with")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecideConfig:
+    """The gate. Every rule compares means over the sampling seeds; the first that fails is reported with its
+    distance."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    #: Distance of the aligned model, guidance-free, over that of the base, guidance-free.
+    max_distance_vs_base: float = 0.7
+    #: The same over the base with its best CFG scale.
+    max_distance_vs_best_cfg: float = 1.3
+    #: Recall of the aligned model over that of the base with its best CFG.
+    min_recall_share: float = 0.9
+    #: How much class consistency the worst class may lose against the base, guidance-free (absolute).
+    max_class_drop: float = 0.1
+    #: The base's temperature curve, read at the aligned model's recall, must lie below it in class consistency.
+    beat_temperature: bool = True
+    #: Distance over that of the present champion, where it was measured on the same real images.
+    max_distance_vs_champion: float = 1.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionConfig:
+    """How stages are run. Changing any of it changes no result beyond rounding, and retrains nothing."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    #: Ray Data actors of tokens, reference and evaluation.
+    num_actors: int = 2
+    #: Ray Train workers of base and alignment.
+    num_workers: int = 2
+    #: Rows per forward pass on one worker.
+    micro_batch_size: int = 64
+    checkpoint_every_steps: int = 100
+    log_every_steps: int = 5
+    #: A stage that takes longer than this is ended and reported, in seconds.
+    stage_timeout_s: float = 24 * 3600.0
+    #: Attempts after an infrastructure error (a lost node, a dropped connection).
+    max_retries: int = 2
+
+    def __post_init__(self) -> None:
+        _require(
+            self.num_actors > 0 and self.num_workers > 0,
+            "execution.num_actors and num_workers must be positive",
+        )
+        _require(self.micro_batch_size > 0, "execution.micro_batch_size must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One run, from images to a served champion."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    name: str = "digits"
+    seed: int = 0
+    source: SourceConfig = field(default_factory=SourceConfig)
+    tokens: TokensConfig = field(default_factory=TokensConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
+    base: BaseConfig = field(default_factory=BaseConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    align: AlignConfig = field(default_factory=AlignConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    decide: DecideConfig = field(default_factory=DecideConfig)
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+
+    def __post_init__(self) -> None:
+        _require(
+            self.tokens.image_size % self.tokenizer.downsample == 0 or bool(self.tokenizer.checkpoint),
+            f"tokens.image_size={self.tokens.image_size} is no multiple of the tokenizer's "
+            f"{self.tokenizer.downsample} pixels per token",
+        )
+        _require(
+            self.align.null_share <= self.reference.null_share_max,
+            f"align.null_share={self.align.null_share} exceeds "
+            f"reference.null_share_max={self.reference.null_share_max}, "
+            "so the reference would lack rows: raise reference.null_share_max",
+        )
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """The configuration as JSON-ready data (tuples become lists), the form in which it enters digests."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    return plain(dataclasses.asdict(config))
+
+
+def check_keys(cls: type, data: dict[str, Any], where: str = "") -> None:
+    """Refuse keys that the dataclass does not have, naming the nearest one it has."""
+    types = get_type_hints(cls)
+    known = {f.name: types[f.name] for f in dataclasses.fields(cls)}
+    for key, value in data.items():
+        name = f"{where}{key}"
+        if key not in known:
+            nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            hint = f"did you mean {where}{nearest[0]}?" if nearest else f"known here: {', '.join(known)}"
+            raise ConfigError(f"unknown recipe key {name}: {hint}")
+        if dataclasses.is_dataclass(known[key]):
+            if not isinstance(value, dict):
+                raise ConfigError(
+                    f"recipe key {name} is a section: give keys below it, such as {name}.{_first(known[key])}"
+                )
+            check_keys(known[key], value, f"{name}.")
+
+
+def _first(cls: type) -> str:
+    return dataclasses.fields(cls)[0].name
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """``align.beta=0.05`` as {"align": {"beta": 0.05}}; the value is JSON where it parses as JSON, else text."""
+    path, equals, raw = text.partition("=")
+    if not equals or not path.strip():
+        raise ConfigError(f"--set {text}: write section.key=value, for example --set align.beta=0.05")
+    try:
+        value: Any = json.loads(raw)
+    except json.JSONDecodeError:
+        value = raw
+    for part in reversed(path.strip().split(".")):
+        value = {part: value}
+    return value
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """``over`` on top of ``base``, section by section."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def from_dict(cls: Any, data: dict[str, Any]) -> Any:
+    """The dataclass from JSON-like data; keys are checked, lists become tuples, sections may be partial."""
+    check_keys(cls, data)
+    return _build(cls, data)
+
+
+def _build(cls: Any, data: dict[str, Any]) -> Any:
+    types = get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for key, value in data.items():
+        if dataclasses.is_dataclass(types[key]):
+            # A partial section keeps the defaults of this place, such as a stage's own learning rate.
+            field_ = next(f for f in dataclasses.fields(cls) if f.name == key)
+            default = dataclasses.asdict(field_.default_factory()) if callable(field_.default_factory) else {}
+            value = _build(types[key], merge(default, value))
+        values[key] = tuple(value) if isinstance(value, list) else value
+    return cls(**values)

@@ -1,0 +1,62 @@
+"""Reads and writes nothing: log-probs of given tokens from hidden states, without a [B, L, V] float32 tensor.
+
+The output layer and the log-softmax run over chunks of positions; backward recomputes each chunk, so the peak is one
+chunk of logits whatever the batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: Elements of one chunk of logits: 64 MiB in float32.
+CHUNK_ELEMENTS = 1 << 24
+
+
+class _TokenLogp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_NC: Tensor, weight_VC: Tensor, tokens_N: Tensor, chunk: int) -> Tensor:
+        logp_N = torch.empty(len(tokens_N), dtype=torch.float32, device=hidden_NC.device)
+        logsumexp_N = torch.empty_like(logp_N)
+        for start in range(0, len(tokens_N), chunk):
+            rows = slice(start, start + chunk)
+            logits = (hidden_NC[rows] @ weight_VC.T).float()
+            logsumexp_N[rows] = logits.logsumexp(-1)
+            logp_N[rows] = logits.gather(1, tokens_N[rows, None])[:, 0] - logsumexp_N[rows]
+        ctx.save_for_backward(hidden_NC, weight_VC, tokens_N, logsumexp_N)
+        ctx.chunk = chunk
+        return logp_N
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None, None]:
+        (grad_N,) = grads
+        hidden_NC, weight_VC, tokens_N, logsumexp_N = ctx.saved_tensors
+        grad_hidden = torch.empty_like(hidden_NC) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight_VC) if ctx.needs_input_grad[1] else None
+        for start in range(0, len(tokens_N), ctx.chunk):
+            rows = slice(start, start + ctx.chunk)
+            logits = (hidden_NC[rows] @ weight_VC.T).float()
+            # d logp / d logits = onehot(token) - softmax
+            grad_logits = (logits - logsumexp_N[rows, None]).exp_().mul_(-grad_N[rows, None])
+            grad_logits.scatter_add_(1, tokens_N[rows, None], grad_N[rows, None])
+            grad_logits = grad_logits.to(weight_VC.dtype)
+            if grad_hidden is not None:
+                grad_hidden[rows] = grad_logits @ weight_VC
+            if grad_weight is not None:
+                grad_weight += grad_logits.T @ hidden_NC[rows]
+        return grad_hidden, grad_weight, None, None
+
+
+def token_logp(
+    hidden_BLC: Tensor,
+    weight_VC: Tensor,
+    tokens_BL: Tensor,
+    *,
+    chunk_elements: int = CHUNK_ELEMENTS,
+) -> Tensor:
+    """log softmax(hidden @ weight.T) at ``tokens``: float32 [B, L] in nats, whatever the dtype of the model."""
+    chunk = max(1, chunk_elements // weight_VC.shape[0])
+    flat = _TokenLogp.apply(hidden_BLC.flatten(0, 1), weight_VC, tokens_BL.flatten(), chunk)
+    return flat.view(tokens_BL.shape)

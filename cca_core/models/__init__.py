@@ -1,0 +1,29 @@
+"""Reads nothing on import: autoregressive image models and tokenizers, from bundles or official files."""
+
+from cca_core.models.base import (
+    ARImageModel,
+    ClassIds,
+    Cond,
+    Decoder,
+    ImageTokenizer,
+    ModelSpec,
+    class_ids,
+    to_uint8,
+)
+from cca_core.models.load import load_model, load_tokenizer
+from cca_core.models.registry import FAMILIES, family
+
+__all__ = [
+    "FAMILIES",
+    "ARImageModel",
+    "ClassIds",
+    "Cond",
+    "Decoder",
+    "ImageTokenizer",
+    "ModelSpec",
+    "class_ids",
+    "family",
+    "load_model",
+    "load_tokenizer",
+    "to_uint8",
+]

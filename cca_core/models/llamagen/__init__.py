@@ -1,0 +1,17 @@
+"""Reads nothing on import: the LlamaGen family as the registry sees it."""
+
+from cca_core.models.family import Family
+from cca_core.models.llamagen.network import LlamaGen, LlamaGenSpec
+from cca_core.models.llamagen.tokenizer import VQSpec, VQTokenizer
+from cca_core.models.llamagen.weights import is_model, is_tokenizer, model_spec, tokenizer_spec
+
+FAMILY = Family(
+    model_spec_type=LlamaGenSpec,
+    build_model=LlamaGen,
+    tokenizer_spec_type=VQSpec,
+    build_tokenizer=VQTokenizer,
+    is_model=is_model,
+    is_tokenizer=is_tokenizer,
+    official_model_spec=model_spec,
+    official_tokenizer_spec=tokenizer_spec,
+)

@@ -1,0 +1,93 @@
+"""Reads official LlamaGen state dicts (already unpacked): recognises them and derives the spec that fits their
+tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from cca_core.config import ConfigError
+from cca_core.models.llamagen.network import LlamaGenSpec
+from cca_core.models.llamagen.tokenizer import VQSpec
+
+#: (layers, dim) -> heads of the released sizes (B, L, XL, XXL, XXXL, 3B).
+OFFICIAL_HEADS = {
+    (12, 768): 12,
+    (24, 1024): 16,
+    (36, 1280): 20,
+    (48, 1536): 24,
+    (48, 2560): 40,
+    (24, 3200): 32,
+}
+
+NUM_TOKENS_HELP = (
+    "num_tokens=256 (256 px), 576 (384 px), 784 (448 px) or 1024 (512 px) with VQ-16; "
+    "1024, 2304, 3136 or 4096 with VQ-8"
+)
+
+
+def is_model(state: Mapping[str, Tensor]) -> bool:
+    return "cls_embedding.embedding_table.weight" in state and "tok_embeddings.weight" in state
+
+
+def is_tokenizer(state: Mapping[str, Tensor]) -> bool:
+    return "quantize.embedding.weight" in state and "encoder.conv_blocks.0.res.0.norm1.weight" in state
+
+
+def _count(state: Mapping[str, Tensor], pattern: str) -> int:
+    """1 + the largest number that ``pattern``'s group matches among the keys; 0 if none does."""
+    numbers = [int(match[1]) for key in state if (match := re.match(pattern, key))]
+    return max(numbers) + 1 if numbers else 0
+
+
+def model_spec(
+    state: Mapping[str, Tensor], *, num_tokens: int | None = None, num_heads: int | None = None
+) -> tuple[LlamaGenSpec, dict[str, Tensor]]:
+    """The spec of an official class-conditional file and its tensors without the rotary table that old files carry.
+
+    Raises ConfigError where num_tokens is missing (256 and 384 px files are tensor-identical) or num_heads cannot be
+    told from an official size.
+    """
+    tensors = {key: value for key, value in state.items() if key != "freqs_cis"}
+    vocab_size, dim = tensors["tok_embeddings.weight"].shape
+    num_layers = _count(tensors, r"layers\.(\d+)\.")
+    if num_tokens is None:
+        raise ConfigError(f"a LlamaGen file does not tell its image size: pass {NUM_TOKENS_HELP}")
+    if num_heads is None:
+        num_heads = OFFICIAL_HEADS.get((num_layers, dim))
+        if num_heads is None:
+            raise ConfigError(f"{num_layers} layers of width {dim} is no official LlamaGen size: pass num_heads=")
+    if dim % num_heads:
+        raise ConfigError(f"num_heads={num_heads} does not divide the width {dim} of the file")
+    qkv_rows = tensors["layers.0.attention.wqkv.weight"].shape[0]
+    spec = LlamaGenSpec(
+        vocab_size=vocab_size,
+        num_tokens=num_tokens,
+        num_classes=tensors["cls_embedding.embedding_table.weight"].shape[0] - 1,
+        dim=dim,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=(qkv_rows // (dim // num_heads) - num_heads) // 2,
+        ffn_dim=tensors["layers.0.feed_forward.w1.weight"].shape[0],
+    )
+    return spec, tensors
+
+
+def tokenizer_spec(state: Mapping[str, Tensor]) -> tuple[VQSpec, dict[str, Tensor]]:
+    """The spec of an official VQ file, read off its tensors."""
+    width = state["encoder.conv_in.weight"].shape[0]
+    levels = _count(state, r"encoder\.conv_blocks\.(\d+)\.")
+    codebook_size, codebook_dim = state["quantize.embedding.weight"].shape
+    spec = VQSpec(
+        width=width,
+        width_multipliers=tuple(
+            state[f"encoder.conv_blocks.{i}.res.0.conv1.weight"].shape[0] // width for i in range(levels)
+        ),
+        num_res_blocks=_count(state, r"encoder\.conv_blocks\.0\.res\.(\d+)\."),
+        latent_channels=state["encoder.conv_out.weight"].shape[0],
+        codebook_size=codebook_size,
+        codebook_dim=codebook_dim,
+    )
+    return spec, dict(state)

@@ -1,0 +1,26 @@
+"""Reads tokens/, the base and its reference, writes align/: the aligned bundle and its curve."""
+
+from __future__ import annotations
+
+from cca_core.bundle import INFO_NAME, MODEL_NAME, TOKENIZER_NAME
+from cca_core.manifest import Manifest
+from cca_core.stages.base import training_facts
+from cca_core.stages.run import Context
+from cca_core.train.jobs import CURVE_NAME, train_aligned
+from cca_core.train.train_state import TrainStates
+
+
+def run(stage: str, context: Context) -> Manifest:
+    directory, recipe = context.directory(stage), context.recipe
+    arguments = {
+        "directory": directory,
+        "recipe": recipe,
+        "tokens": context.directory("tokens"),
+        "base": context.directory("base"),
+        "reference": context.directory("reference") if recipe.reference.mode == "cached" else None,
+    }
+    context.executor.train(train_aligned, arguments)
+    names = [INFO_NAME, MODEL_NAME, TOKENIZER_NAME, CURVE_NAME]
+    manifest = context.commit(stage, context.entries(stage, names), facts=training_facts(directory))
+    TrainStates(directory).remove()
+    return manifest

@@ -1,0 +1,162 @@
+"""Reads bundles and real features, writes baseline/ or evaluate/: sample features, pictures, and results.json."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from cca_core.config import Recipe
+from cca_core.dataset import valid_manifest
+from cca_core.generate import Sampling, decode_images
+from cca_core.manifest import Manifest
+from cca_core.metrics.cost import measure_cost
+from cca_core.metrics.features import measure
+from cca_core.models import load_model, load_tokenizer, to_uint8
+from cca_core.stages.features import columns, real_features
+from cca_core.stages.run import Context
+from cca_core.store import StageDirectory
+from cca_core.train.distributed import pick_device
+from cca_core.workers.images import grid_png, load_images
+from cca_core.workers.ranges import split_range
+from cca_core.workers.sample import GRID_ROWS, Sampler, SampleShard, grid_file, shard_file
+
+RESULTS = "results.json"
+#: Pictures of the baseline beside those of its samplers: title -> file.
+PICTURES = {"real images, held out": "grid-real.png", "the same, encoded and decoded": "grid-reconstructed.png"}
+#: Padded batches per unit of work.
+BATCHES_PER_UNIT = 4
+
+
+def run(stage: str, context: Context) -> Manifest:
+    directory, recipe = context.directory(stage), context.recipe
+    samplers = baseline_samplers(context) if stage == "baseline" else candidate_samplers(context)
+    ranges = split_range(recipe.evaluate.num_samples, BATCHES_PER_UNIT * recipe.evaluate.batch_size)
+    units = [
+        {"sampler": index, "seed": seed, "start": a, "stop": b}
+        for index in range(len(samplers))
+        for seed in recipe.evaluate.seeds
+        for a, b in ranges
+    ]
+    left = [unit for unit in units if not directory.exists(shard_file(**unit))]
+    features = context.directory("features")
+    arguments = {"directory": directory, "recipe": recipe, "samplers": samplers, "features": features}
+    for _ in context.executor.map(SampleShard, arguments, left):
+        pass
+    timed = samplers if stage == "baseline" else samplers + _compared(context)
+    costs = context.executor.call(time_samplers, {"recipe": recipe, "samplers": timed})
+    real, real_labels = real_features(features, recipe.evaluate.real)
+    rows = []
+    for index, sampler in enumerate(samplers):
+        per_seed = []
+        for seed in recipe.evaluate.seeds:
+            names = [shard_file(index, seed, a, b) for a, b in ranges]
+            sampled, labels, logits = columns(pa.concat_tables([directory.read_table(name) for name in names]))
+            values = measure(real, real_labels, sampled, logits, labels, k=recipe.evaluate.neighbour)
+            per_seed.append({"seed": seed, **values})
+        rows.append(result_row(sampler, per_seed, costs[index]))
+    results = {
+        "rows": rows,
+        "compared_costs": dict(zip([s.label for s in timed[len(samplers) :]], costs[len(samplers) :], strict=True)),
+        "num_samples": recipe.evaluate.num_samples,
+        "real": recipe.evaluate.real,
+        "features": context.digests["features"],
+    }
+    directory.write_json(RESULTS, results)
+    pictures: list[str] = []
+    if stage == "baseline":
+        arguments = {"directory": directory, "recipe": recipe, "base_uri": context.directory("base").uri}
+        pictures = context.executor.call(picture_real, arguments)
+    names = [RESULTS, *pictures, *(grid_file(i) for i in range(len(samplers))), *(shard_file(**unit) for unit in units)]
+    facts = {"best_cfg": best_cfg(rows)["label"]} if stage == "baseline" else {}
+    return context.commit(stage, context.entries(stage, names), facts=facts)
+
+
+def baseline_samplers(context: Context) -> list[Sampler]:
+    """The base guidance-free, over CFG scales, over temperatures."""
+    uri, config = context.directory("base").uri, context.recipe.evaluate
+    return [
+        Sampler("base", uri, Sampling()),
+        *(Sampler(f"base, CFG {s:g}", uri, Sampling(cfg_scale=s)) for s in config.cfg_scales),
+        *(Sampler(f"base, temperature {t:g}", uri, Sampling(temperature=t)) for t in config.temperatures),
+    ]
+
+
+def candidate_samplers(context: Context) -> list[Sampler]:
+    """The aligned model, guidance-free, at temperature 1 and at the others the recipe names."""
+    uri, config = context.directory("align").uri, context.recipe.evaluate
+    return [
+        Sampler("aligned", uri, Sampling()),
+        *(Sampler(f"aligned, temperature {t:g}", uri, Sampling(temperature=t)) for t in config.aligned_temperatures),
+    ]
+
+
+def _compared(context: Context) -> list[Sampler]:
+    """Samplers of the base that are timed again beside the candidate, so that the ratio is of one run."""
+    best = best_cfg(load_results(context.directory("baseline"))["rows"])
+    return [s for s in baseline_samplers(context) if s.label in ("base", best["label"])]
+
+
+def picture_real(*, on_log: Callable[..., None], directory: StageDirectory, recipe: Recipe, base_uri: str) -> list[str]:
+    """Write held-out images and their reconstructions as grids, one column per class; return the file names."""
+    del on_log
+    images = load_images(recipe)
+    tokenizer = load_tokenizer(base_uri)
+    per_class = [np.flatnonzero(images.held_out & (images.labels == k)) for k in range(len(images.class_names))]
+    rows = [[c[i] for c in per_class if i < len(c)] for i in range(GRID_ROWS)]
+    real, reconstructed = PICTURES.values()
+    shown = [torch.from_numpy(images.pixels[row]) for row in rows if row]
+    directory.write_bytes(real, grid_png([row.permute(0, 2, 3, 1).numpy() for row in shown]))
+    with torch.inference_mode():
+        tokens = [tokenizer.encode(row.float() / 127.5 - 1) for row in shown]
+    decoded = [to_uint8(decode_images(tokenizer, row)).numpy() for row in tokens]
+    directory.write_bytes(reconstructed, grid_png(decoded))
+    return [real, reconstructed]
+
+
+def time_samplers(*, on_log: Callable[..., None], recipe: Recipe, samplers: list[Sampler]) -> list[dict[str, Any]]:
+    """Cost of each sampler, measured in one process while nothing else runs."""
+    del on_log
+    device = str(pick_device(recipe.execution.device))
+    loaded = {
+        uri: (load_model(uri, device=device), load_tokenizer(uri, device=device))
+        for uri in {s.bundle_uri for s in samplers}
+    }
+    costs = measure_cost(
+        [(*loaded[s.bundle_uri], s.sampling) for s in samplers],
+        num_images=recipe.evaluate.cost_images,
+        batch_size=recipe.evaluate.batch_size,
+    )
+    return [cost.as_dict() for cost in costs]
+
+
+def result_row(sampler: Sampler, per_seed: list[dict[str, Any]], cost: dict[str, Any]) -> dict[str, Any]:
+    """One row of the table: means and standard deviations over sampling seeds, cost, and the values of each seed."""
+    names = [name for name, value in per_seed[0].items() if isinstance(value, float)]
+    values = {name: [seed[name] for seed in per_seed] for name in names}
+    worst = np.mean([seed["class_consistency_per_class"] for seed in per_seed], axis=0)
+    return {
+        "label": sampler.label,
+        "sampling": asdict(sampler.sampling),
+        "mean": {name: statistics.fmean(v) for name, v in values.items()},
+        "sd": {name: statistics.stdev(v) if len(v) > 1 else 0.0 for name, v in values.items()},
+        "class_consistency_per_class": worst.tolist(),
+        "cost": cost,
+        "per_seed": per_seed,
+    }
+
+
+def load_results(directory: StageDirectory) -> dict[str, Any]:
+    """results.json of a finished evaluation."""
+    valid_manifest(directory)
+    return directory.read_json(RESULTS)
+
+
+def best_cfg(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The guided row of the smallest distance."""
+    return min((row for row in rows if row["sampling"]["cfg_scale"] > 1), key=lambda row: row["mean"]["distance"])

@@ -1,0 +1,122 @@
+"""Reads a recipe and the storage root, writes stage directories: runs one stage, in this process or on an executor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Protocol
+
+import torch
+
+from cca_core.config import Recipe
+from cca_core.manifest import FileEntry, Manifest
+from cca_core.stages.graph import STAGES, StageSpec, upstream_of
+from cca_core.store import StageDirectory, Store
+from cca_core.train.distributed import pick_device, world
+from cca_core.workers.ranges import RangeWorker
+
+OnLog = Callable[[dict[str, float]], None]
+#: Called with (units done, units in all).
+OnProgress = Callable[[int, int], None]
+
+
+class Executor(Protocol):
+    """Where work runs. ``on_log`` and ``on_progress`` are the executor's own: stages only hand over work."""
+
+    def map(
+        self, worker: type[RangeWorker], arguments: dict[str, Any], units: Sequence[dict[str, Any]]
+    ) -> Iterator[dict[str, Any]]:
+        """Run units on workers made once each from ``arguments`` (and num_threads); yield their reports as they end."""
+        ...
+
+    def train(self, job: Callable[..., None], arguments: dict[str, Any]) -> None:
+        """Run ``job(world=..., on_log=..., **arguments)`` on all ranks of a process group."""
+        ...
+
+    def call(self, job: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        """Run ``job(on_log=..., **arguments)`` once and return its result."""
+        ...
+
+
+class LocalExecutor:
+    """Everything in this process, one unit after the other."""
+
+    def __init__(self, on_log: OnLog, on_progress: OnProgress, device: str = "auto") -> None:
+        self.on_log, self.on_progress, self.device = on_log, on_progress, device
+
+    def map(
+        self, worker: type[RangeWorker], arguments: dict[str, Any], units: Sequence[dict[str, Any]]
+    ) -> Iterator[dict[str, Any]]:
+        if not units:
+            return
+        made = worker(num_threads=os.cpu_count() or 1, **arguments)
+        for done, unit in enumerate(units, start=1):
+            yield made.run(**unit)
+            self.on_progress(done, len(units))
+
+    def train(self, job: Callable[..., None], arguments: dict[str, Any]) -> None:
+        torch.set_num_threads(os.cpu_count() or 1)
+        with world(pick_device(self.device)) as group:
+            job(world=group, on_log=self.on_log, **arguments)
+
+    def call(self, job: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        torch.set_num_threads(os.cpu_count() or 1)
+        return job(on_log=self.on_log, **arguments)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage is given: the recipe, the storage, every digest of the plan, and where to run."""
+
+    recipe: Recipe
+    store: Store
+    digests: dict[str, str]
+    executor: Executor
+
+    def directory(self, stage: str) -> StageDirectory:
+        return self.store.directory(stage, self.digests[stage])
+
+    def commit(
+        self,
+        stage: str,
+        files: dict[str, FileEntry],
+        *,
+        rows: int = 0,
+        facts: dict[str, Any] | None = None,
+        schema: str = "",
+    ) -> Manifest:
+        """Write the manifest of a stage from its spec, its files and its facts."""
+        spec = spec_of(stage)
+        manifest = Manifest(
+            stage=stage,
+            code_version=spec.code_version,
+            digest=self.digests[stage],
+            config=spec.section(self.recipe),
+            upstream=upstream_of(spec, self.digests),
+            files=files,
+            rows=rows,
+            facts=facts or {},
+            schema=schema,
+        )
+        self.directory(stage).commit(manifest)
+        return manifest
+
+    def entries(self, stage: str, names: Sequence[str]) -> dict[str, FileEntry]:
+        """Manifest entries of files already written, read again and hashed."""
+        directory = self.directory(stage)
+        return {name: directory.entry(name) for name in names}
+
+
+def spec_of(stage: str) -> StageSpec:
+    return next(spec for spec in STAGES if spec.name == stage)
+
+
+def run_stage(stage: str, context: Context) -> Manifest:
+    """Run one stage unless its directory is already valid; return its manifest."""
+    done = context.directory(stage).manifest()
+    if done is not None:
+        return done
+    module = "evaluate" if stage == "baseline" else stage
+    return import_module(f"cca_core.stages.{module}").run(stage, context)

@@ -1,0 +1,113 @@
+"""Reads images and labels in memory, writes nothing: trains the classifier behind the metrics."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cca_core.config import ConfigError, FeaturesConfig
+from cca_core.metrics.features import Classifier, ClassifierSpec
+from cca_core.train.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
+
+
+def train_classifier(
+    images_NCHW: Tensor,
+    labels_N: Tensor,
+    held_out_N: Tensor,
+    config: FeaturesConfig,
+    *,
+    num_classes: int,
+    seed: int,
+    device: str = "cpu",
+    on_epoch: Callable[[dict[str, float]], None],
+) -> tuple[Classifier, dict[str, float]]:
+    """Train on the rows outside ``held_out_N`` and measure on the others.
+
+    The same seed and number of CPU threads give the same weights bit by bit; the global generators
+    stay as they are.
+
+    Args:
+        images_NCHW: float32 [N, 3, S, S] in [-1, 1].
+        labels_N: class ids, integers [N].
+        held_out_N: bool [N].
+        on_epoch: called after each epoch with epoch (from 1), loss (mean, nats), lr and
+            held_out_accuracy.
+
+    Returns:
+        The classifier in eval mode on ``device``, and held_out_accuracy, seconds and parameters.
+    """
+    if held_out_N.all() or not held_out_N.any():
+        raise ConfigError("the classifier needs training and held-out images: change source.held_out_fraction")
+    started = time.perf_counter()
+    images_NCHW, labels_N = images_NCHW.to(device), labels_N.to(device, torch.int64)
+    held_out_rows_H = held_out_N.nonzero()[:, 0].to(device)
+    held_out_HCHW, held_out_labels_H = images_NCHW[held_out_rows_H], labels_N[held_out_rows_H]
+    train_rows_M = (~held_out_N).nonzero()[:, 0].cpu()
+    spec = ClassifierSpec(
+        width=config.width,
+        feature_dim=config.feature_dim,
+        num_classes=num_classes,
+        image_size=images_NCHW.shape[-1],
+    )
+    model = _seeded_classifier(spec, seed).to(device)
+    optimizer = build_optimizer(model, config.optim)
+    generator = torch.Generator().manual_seed(seed)
+    total_steps = config.epochs * math.ceil(len(train_rows_M) / config.batch_size)
+    step, accuracy = 0, 0.0
+    for epoch in range(1, config.epochs + 1):
+        model.train()
+        loss_sum = torch.zeros((), device=device)
+        order_M = train_rows_M[torch.randperm(len(train_rows_M), generator=generator)]
+        for rows_B in order_M.to(device).split(config.batch_size):
+            lr = learning_rate(config.optim, step, total_steps)
+            set_learning_rate(optimizer, lr)
+            images_BCHW = _shifted(images_NCHW[rows_B], config.max_shift, generator)
+            _, logits_BK = model(images_BCHW)
+            loss = F.cross_entropy(logits_BK, labels_N[rows_B])
+            optimizer.zero_grad()
+            loss.backward()
+            clip_gradients(model, config.optim)
+            optimizer.step()
+            loss_sum += loss.detach() * len(rows_B)
+            step += 1
+        accuracy = _accuracy(model, held_out_HCHW, held_out_labels_H, config.batch_size)
+        loss_mean = loss_sum.item() / len(train_rows_M)
+        on_epoch({"epoch": epoch, "loss": loss_mean, "lr": lr, "held_out_accuracy": accuracy})
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    seconds = time.perf_counter() - started
+    return model.eval(), {
+        "held_out_accuracy": accuracy,
+        "seconds": seconds,
+        "parameters": parameters,
+    }
+
+
+def _seeded_classifier(spec: ClassifierSpec, seed: int) -> Classifier:
+    # The CPU generator alone: torch.manual_seed would also reseed every accelerator.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return Classifier(spec)
+
+
+def _shifted(images_BCHW: Tensor, max_shift: int, generator: torch.Generator) -> Tensor:
+    """Each image moved by up to ``max_shift`` pixels along either axis, its edge repeated."""
+    num_images, _, height, width = images_BCHW.shape
+    padded = F.pad(images_BCHW, [max_shift] * 4, mode="replicate")
+    offsets_2B = torch.randint(2 * max_shift + 1, (2, num_images), generator=generator).to(padded.device)
+    rows_BH = offsets_2B[0, :, None] + torch.arange(height, device=padded.device)
+    columns_BW = offsets_2B[1, :, None] + torch.arange(width, device=padded.device)
+    image_B11 = torch.arange(num_images, device=padded.device)[:, None, None]
+    # Advanced indices around the slice put the channels last.
+    return padded[image_B11, :, rows_BH[:, :, None], columns_BW[:, None, :]].permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+def _accuracy(model: Classifier, images_NCHW: Tensor, labels_N: Tensor, batch_size: int) -> float:
+    model.eval()
+    batches = zip(images_NCHW.split(batch_size), labels_N.split(batch_size), strict=True)
+    return sum(int((model(x)[1].argmax(dim=1) == y).sum()) for x, y in batches) / len(labels_N)

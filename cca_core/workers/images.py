@@ -1,0 +1,101 @@
+"""Reads raw images from a source and decodes them; writes nothing, or a PNG that shows images side by side."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
+
+from cca_core import pairs
+from cca_core.config import ConfigError, Recipe, TokensConfig
+from cca_core.sources import Source, open_source
+from cca_core.transforms import decode_image, view_crop
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """All views of one image, uint8 [V, S, S, 3]; or ``error``, in words, and no views."""
+
+    id: str
+    uri: str
+    label: int
+    views_VSS3: NDArray[np.uint8]
+    error: str = ""
+
+
+def decode_views(source: Source, listing: pa.Table, config: TokensConfig) -> Iterator[DecodedImage]:
+    """Decode a slice of the listing in order. A bad image is an answer, not an exception."""
+    nothing = np.empty((0, config.image_size, config.image_size, 3), np.uint8)
+    for raw in source.read(listing):
+        try:
+            if raw.error:
+                raise ValueError(raw.error)
+            image = decode_image(raw.data)
+            crops = [
+                view_crop(image, image_size=config.image_size, views=config.views, view=v, crop_range=config.crop_range)
+                for v in range(config.num_views)
+            ]
+        except ValueError as error:
+            yield DecodedImage(raw.id, raw.uri, raw.label, nothing, str(error))
+        else:
+            yield DecodedImage(raw.id, raw.uri, raw.label, np.stack([np.asarray(crop) for crop in crops]))
+
+
+@dataclass(frozen=True)
+class LoadedImages:
+    """View 0 of every readable image, in memory: pixels uint8 [N, 3, S, S], labels [N], held-out mask [N]."""
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    held_out: NDArray[np.bool_]
+    class_names: tuple[str, ...]
+
+
+def load_images(recipe: Recipe) -> LoadedImages:
+    """Decode the whole source into memory, for the trainers of the tokenizer and the classifier.
+
+    Raises ConfigError where no image is readable, or training or held-out images of it are missing.
+    """
+    source = open_source(recipe.source)
+    listing, class_names = source.list()
+    ids, labels, pixels = [], [], []
+    for image in decode_views(source, listing, recipe.tokens):
+        if not image.error:
+            ids.append(image.id)
+            labels.append(image.label)
+            pixels.append(image.views_VSS3[0].transpose(2, 0, 1))
+    if not ids:
+        raise ConfigError(
+            f"no readable image among the {len(listing)} of {recipe.source.uri or recipe.source.kind}: "
+            "check that source.uri points at PNG, JPEG, WebP, BMP, GIF or TIFF files"
+        )
+    held_out = pairs.held_out(pairs.id_hashes(ids), recipe.source.held_out_fraction)
+    if held_out.all() or not held_out.any():
+        raise ConfigError(
+            f"{len(ids)} images are too few to hold out a share of {recipe.source.held_out_fraction}: add images"
+        )
+    return LoadedImages(np.stack(pixels), np.asarray(labels, np.int64), held_out, class_names)
+
+
+def grid_png(rows: list[NDArray[np.uint8]], *, min_side: int = 32) -> bytes:
+    """Rows of uint8 images [n, S, S, 3] as one PNG; small images are enlarged by a whole factor."""
+    height, width = rows[0].shape[1:3]
+    factor = max(1, -(-min_side // height))
+    gap = 2
+    columns = max(len(row) for row in rows)
+    canvas = np.full(
+        (len(rows) * (height * factor + gap) + gap, columns * (width * factor + gap) + gap, 3), 255, np.uint8
+    )
+    for r, row in enumerate(rows):
+        for c, image in enumerate(row):
+            top, left = gap + r * (height * factor + gap), gap + c * (width * factor + gap)
+            large = image.repeat(factor, 0).repeat(factor, 1)
+            canvas[top : top + large.shape[0], left : left + large.shape[1]] = large
+    out = io.BytesIO()
+    Image.fromarray(canvas).save(out, format="PNG")
+    return out.getvalue()

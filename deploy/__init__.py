@@ -1,0 +1,1 @@
+"""Reads nothing on import: the service that draws images with a registered model."""

@@ -1,0 +1,80 @@
+"""Reads and writes the Serve configuration of a Ray cluster through its REST API: rollout and change of version."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from importlib.resources import files
+from typing import Any
+
+import yaml
+from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+
+from cca_core.config import ConfigError
+
+APPLICATION = "cca"
+POLL_S = 0.3
+
+
+def serve_config(
+    model: str, *, tracking_uri: str, host: str = "127.0.0.1", port: int = 8000, max_replicas: int = 2
+) -> dict[str, Any]:
+    """deploy/serve.yaml with the model, the address and the replicas filled in."""
+    config = yaml.safe_load((files("deploy") / "serve.yaml").read_text())
+    config["http_options"] |= {"host": host, "port": port}
+    generator = _generator(config["applications"])
+    generator["user_config"] = {"model": model, "tracking_uri": tracking_uri}
+    generator["autoscaling_config"]["max_replicas"] = max_replicas
+    return config
+
+
+def deploy(address: str, config: dict[str, Any]) -> None:
+    """Make the cluster at the dashboard ``address`` serve ``config``; returns before replicas run."""
+    _client(address).deploy_applications(config)
+
+
+def details(address: str) -> dict[str, Any]:
+    """What the cluster serves now, with the status of every deployment and replica."""
+    return _client(address).get_serve_details()
+
+
+def set_model(address: str, model: str, *, timeout_s: float = 180) -> None:
+    """Change the generator's version in place: same replicas, no request lost; return once it serves."""
+    found = details(address)["applications"].get(APPLICATION)
+    if found is None:
+        raise ConfigError(f"no service named {APPLICATION} at {address}: start one with `cca serve`")
+    config = {"applications": [found["deployed_app_config"]]}
+    generator = _generator(config["applications"])
+    generator["user_config"] = {**generator["user_config"], "model": model}
+    deploy(address, config)
+    wait_running(address, timeout_s=timeout_s)
+
+
+def wait_running(address: str, *, timeout_s: float, say: Callable[[str], None] = lambda _: None) -> None:
+    """Poll until the application runs; ConfigError with its own message where it fails or takes too long."""
+    deadline = time.monotonic() + timeout_s
+    told = ""
+    while True:
+        application = details(address)["applications"].get(APPLICATION, {"status": "DEPLOYING", "message": ""})
+        status, message = application["status"], application.get("message", "")
+        if status == "RUNNING":
+            return
+        if status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            reasons = [d.get("message", "") for d in application.get("deployments", {}).values() if d.get("message")]
+            last = (reasons or [message])[0].strip().splitlines()
+            raise ConfigError(f"the service did not start: {last[-1] if last else status}")
+        if status != told:
+            say(f"service: {status.lower()}")
+            told = status
+        if time.monotonic() > deadline:
+            raise ConfigError(f"the service did not run after {timeout_s:.0f} s (status {status}): see the Ray logs")
+        time.sleep(POLL_S)
+
+
+def _client(address: str) -> ServeSubmissionClient:
+    return ServeSubmissionClient(address)
+
+
+def _generator(applications: list[dict[str, Any]]) -> dict[str, Any]:
+    application = next(a for a in applications if a["name"] == APPLICATION)
+    return next(d for d in application["deployments"] if d["name"] == "Generator")

@@ -1,0 +1,297 @@
+"""Reads arguments, writes to the terminal: the ``cca`` command. Errors are one sentence with the remedy, exit
+code 2."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cca_core.config import ConfigError
+from pipelines.settings import Settings, quiet_libraries
+
+quiet_libraries()
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Guidance-free image generation: align an autoregressive model with CCA, measure, register, serve.",
+)
+console = Console(stderr=False)
+
+RecipeArgument = Annotated[
+    str, typer.Argument(help="A YAML file, or a built-in recipe such as digits or cifar10_small.")
+]
+SetOption = Annotated[
+    list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a recipe value; repeatable.")
+]
+
+
+@app.callback()
+def main_options(
+    ctx: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and library logs.")] = False,
+) -> None:
+    """Options that stand before the command."""
+    ctx.obj = debug
+    logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    if not debug:
+        warnings.filterwarnings("ignore")
+        for noisy in ("mlflow", "alembic", "ray", "httpx", "fsspec", "asyncio"):
+            logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument = "digits",
+    set_: SetOption = [],  # noqa: B006  (typer reads the default, nothing changes it)
+    only: Annotated[str, typer.Option(help="Run this stage alone; those before it must be finished.")] = "",
+    from_: Annotated[str, typer.Option("--from", help="Run from this stage on; those before must be finished.")] = "",
+) -> None:
+    """Run a recipe from images to a registered champion. The same command continues after any interruption.
+
+    Without arguments: the embedded handwritten digits, in a few minutes on a laptop.
+    Example: cca run --set source.kind=folder --set source.uri=./images --set tokens.image_size=32
+    """
+    from pipelines.progress import Progress
+    from pipelines.recipe import load_recipe
+    from pipelines.workflow import Workflow, make_plan
+
+    started = time.monotonic()
+    settings = Settings()
+    plan = make_plan(load_recipe(recipe, set_), settings)
+    console.print(f"{plan.recipe.name}: storage {plan.store.uri}", highlight=False, soft_wrap=True)
+    workflow = Workflow(plan, settings, Progress(console))
+    outcome = workflow.run(first=from_, only=only)
+    console.print()
+    if outcome is None:
+        console.print(f"{only} is finished. Go on with: cca run {recipe}")
+        return
+    console.print(outcome.table, highlight=False, soft_wrap=True, markup=False)
+    console.print(f"\n[bold]{outcome.verdict}[/]: {outcome.says}", highlight=False, soft_wrap=True)
+    took = (
+        f"nothing had changed, {time.monotonic() - started:.1f} s"
+        if outcome.unchanged
+        else f"{time.monotonic() - started:.0f} s"
+    )
+    console.print(f"\nRun {outcome.run_id} ({took}). Next:", highlight=False)
+    name = settings.registered_model(plan.recipe.name)
+    console.print("  cca ui       review the run in MLflow: curves, tables, pictures, lineage")
+    console.print(
+        f"  cca serve --model models:/{name}@champion    serve it over the OpenAI Images API", highlight=False
+    )
+    console.print(f"  cca status   versions of {name} and the state of the run", highlight=False)
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument = "digits",
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """Say what a run would do and why, without doing it."""
+    from pipelines.recipe import load_recipe
+    from pipelines.workflow import make_plan
+
+    made = make_plan(load_recipe(recipe, set_), Settings())
+    table = Table("stage", "would", "why", "digest", "makes")
+    for stage in made.stages:
+        table.add_row(stage.spec.name, "reuse" if stage.done else "run", stage.why, stage.digest[:12], stage.spec.makes)
+    for name, makes in (
+        ("decide", "the gate's verdict"),
+        ("report", "table, plot and pictures on the MLflow run"),
+        ("register", "model versions, champion alias"),
+        ("release", "rollout to a running service"),
+    ):
+        table.add_row(name, "run", "always: it looks at the registry and the service", "", makes)
+    console.print(table)
+    console.print(f"Run it with: cca run {recipe}")
+
+
+@app.command()
+def status(
+    recipe: RecipeArgument = "digits",
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """The state of a recipe's newest run: stages, verdict, registered versions."""
+    from pipelines.recipe import load_recipe
+    from pipelines.tracking import STATE, Registry, Tracker
+    from pipelines.workflow import make_plan
+
+    settings = Settings()
+    loaded = load_recipe(recipe, set_)
+    tracker = Tracker(settings)
+    made = make_plan(loaded, settings)
+    parent = tracker.find_parent(made.run_key)
+    if parent is None:
+        console.print(
+            f"{loaded.name} has not run yet with this configuration and input. Start it with: cca run {recipe}"
+        )
+        return
+    console.print(
+        f"run {parent.info.run_id}: {parent.info.status}, {parent.data.tags.get(STATE, '')}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    table = Table("stage", "state", "digest", "directory")
+    for stage in made.stages:
+        uri = made.store.directory(stage.spec.name, stage.digest).uri
+        table.add_row(stage.spec.name, "finished" if stage.done else stage.why, stage.digest[:12], uri)
+    console.print(table)
+    registry = Registry(tracker, settings.registered_model(loaded.name))
+    champion = registry.alias("champion")
+    for version in registry.versions():
+        mark = " <- champion" if champion and champion.version == version.version else ""
+        calls = version.tags.get("cca.calls_per_image", "?")
+        console.print(
+            f"{registry.name} version {version.version}: {version.tags.get('cca.label', '')}, {calls} "
+            f"calls/image{mark}",
+            highlight=False,
+        )
+
+
+@app.command()
+def runs() -> None:
+    """The workflow runs of the experiment, newest first."""
+    from pipelines.tracking import STATE, Tracker
+
+    tracker = Tracker(Settings())
+    table = Table("run", "recipe", "status", "outcome", "started")
+    for run_ in tracker.parents():
+        start = time.strftime("%Y-%m-%d %H:%M", time.localtime(run_.info.start_time / 1000))
+        table.add_row(run_.info.run_id, run_.info.run_name, run_.info.status, run_.data.tags.get(STATE, ""), start)
+    console.print(table)
+
+
+@app.command()
+def promote(
+    version: Annotated[str, typer.Argument(help="The model version to make champion.")],
+    recipe: RecipeArgument = "digits",
+) -> None:
+    """Make a registered version the champion, and roll it out in place where a service runs (CCA_SERVE_ADDRESS)."""
+    from pipelines.recipe import load_recipe
+    from pipelines.stages.register import CHAMPION
+    from pipelines.stages.release import release
+    from pipelines.tracking import Registry, Tracker
+
+    settings = Settings()
+    registry = Registry(Tracker(settings), settings.registered_model(load_recipe(recipe, []).name))
+    known = [found.version for found in registry.versions()]
+    if version not in known:
+        raise ConfigError(f"{registry.name} has no version {version}: it has {', '.join(known) or 'none'}")
+    registry.set_alias(CHAMPION, version)
+    said = release(settings.serve_address, f"models:/{registry.name}/{version}")
+    console.print(f"{registry.name} version {version} is the champion; {said}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        str, typer.Option(help="models:/NAME@champion, models:/NAME/VERSION or a bundle.")
+    ] = "models:/cca-digits@champion",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of the HTTP API.")] = 8000,
+    max_replicas: Annotated[int, typer.Option(help="Generation replicas at most; autoscaled on load.")] = 2,
+) -> None:
+    """Serve a model over the OpenAI Images API until Ctrl-C."""
+    from deploy.local import serve_here
+
+    serve_here(
+        model, host=host, port=port, max_replicas=max_replicas, tracking_uri=Settings().resolved_tracking_uri, say=_say
+    )
+
+
+@app.command()
+def ui(port: Annotated[int, typer.Option(help="Port of the MLflow UI.")] = 5000) -> None:
+    """Open the MLflow UI on the run's store until Ctrl-C."""
+    settings = Settings()
+    uri = settings.resolved_tracking_uri
+    if uri.startswith("http"):
+        console.print(f"the runs are at {uri}", highlight=False)
+        return
+    console.print(f"MLflow UI on http://127.0.0.1:{port} (Ctrl-C ends it)", highlight=False)
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        uri,
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    command += ["--default-artifact-root", settings.artifact_root]
+    raise typer.Exit(subprocess.call(command))  # noqa: S603  (fixed program, no shell)
+
+
+@app.command()
+def convert(
+    official: Annotated[str, typer.Argument(help="Official .pt/.pth checkpoint of a model or tokenizer.")],
+    out: Annotated[Path, typer.Argument(help="Directory of the bundle to write.")],
+    num_tokens: Annotated[
+        int, typer.Option(help="Tokens per image, which a model's file does not tell: 256, 576, ...")
+    ] = 0,
+    num_heads: Annotated[int, typer.Option(help="Heads, only for sizes that are not official.")] = 0,
+    weights: Annotated[str, typer.Option(help="model, or ema where the file has both.")] = "model",
+) -> None:
+    """Convert an official checkpoint to a bundle (safetensors and JSON, no pickle)."""
+    from cca_core.convert import convert_official
+
+    spec = {name: value for name, value in (("num_tokens", num_tokens), ("num_heads", num_heads)) if value}
+    written = convert_official(official, out, weights=weights, **spec)
+    console.print(f"{out}: {written}. Look at it with: cca inspect {out}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(help="A bundle, a stage directory or an official checkpoint; any fsspec URI.")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check every file of a stage directory against its hash.")
+    ] = False,
+) -> None:
+    """Say what a path is: bundle, stage directory or official checkpoint."""
+    from cca_core.inspect import describe
+
+    for key, value in describe(path, verify=verify).items():
+        console.print(f"{key:<14} {value}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _say(text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Entry point: errors that people can mend are one sentence; the rest ask for --debug."""
+    debug = "--debug" in sys.argv
+    if debug:  # accepted anywhere
+        sys.argv = [sys.argv[0], "--debug", *(a for a in sys.argv[1:] if a != "--debug")]
+    try:
+        app(standalone_mode=True)
+    except ConfigError as error:
+        if debug:
+            raise
+        Console(stderr=True).print(f"error: {error}", highlight=False, soft_wrap=True, markup=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("\nstopped; the same command continues", highlight=False)
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        Console(stderr=True).print(
+            f"error: {type(error).__name__}: {first} (what finished is kept; --debug shows the traceback)",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
+        sys.exit(1)

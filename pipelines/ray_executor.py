@@ -1,0 +1,213 @@
+"""Reads nothing itself, writes nothing itself: runs the work of a stage on Ray (Data actors, Train workers, tasks)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ray
+import torch
+from pyarrow.fs import FSSpecHandler, PyFileSystem
+from ray.exceptions import RayError
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.queue import Empty, Queue
+
+from cca_core.config import ConfigError, ExecutionConfig
+from cca_core.stages.run import OnLog, OnProgress
+from cca_core.store import Store
+from cca_core.train.distributed import pick_device, world
+from cca_core.train.fit import NonFiniteError
+from cca_core.workers.ranges import RangeWorker
+
+#: Errors that another attempt would meet again: they pass from a worker to the driver as they are.
+FINAL_ERRORS = (ConfigError, NonFiniteError)
+
+
+class RayExecutor:
+    """Work on Ray, once ``start`` was called; a run that reuses everything never calls it."""
+
+    def __init__(
+        self, store: Store, execution: ExecutionConfig, address: str, on_log: OnLog, on_progress: OnProgress
+    ) -> None:
+        self.store, self.execution, self.address = store, execution, address
+        self.on_log, self.on_progress = on_log, on_progress
+        self.cores = os.cpu_count() or 1
+
+    def start(self) -> None:
+        if ray.is_initialized():
+            return
+        # Two logical CPUs are too few for a pipeline of operators; threads per worker follow the real cores.
+        local = {} if self.address else {"num_cpus": max(4, self.cores), "include_dashboard": False}
+        ray.init(
+            address=self.address or "local",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": _worker_environment()} if self.address else None,
+            **local,
+        )
+        for name in ("ray.data", "ray.train"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False  # the run shows its own
+        context.print_on_execution_start = False
+
+    def stop(self) -> None:
+        if ray.is_initialized():
+            ray.shutdown()
+
+    def map(
+        self, worker: type[RangeWorker], arguments: dict[str, Any], units: Sequence[dict[str, Any]]
+    ) -> Iterator[dict[str, Any]]:
+        if not units:
+            return
+        actors = min(self.execution.num_actors, len(units))
+        blocks = min(len(units), 1024)
+        data = ray.data.from_items(list(units), override_num_blocks=blocks).map_batches(
+            worker,
+            fn_constructor_kwargs={**arguments, "num_threads": self._threads(actors)},
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            num_cpus=1,
+            num_gpus=self._gpus(actors),
+        )
+        try:
+            for done, report in enumerate(data.iter_rows(), start=1):
+                self.on_progress(done, len(units))
+                yield report
+        except RayError as error:
+            raise final_cause(error) from error
+
+    def train(self, job: Callable[..., None], arguments: dict[str, Any]) -> None:
+        workers = self.execution.num_workers
+        queue = Queue(actor_options={"num_cpus": 0})
+        name = f"{job.__name__}-{uuid.uuid4().hex[:12]}"
+        path = f"{self.store.root}/ray_train"
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={
+                "job": job,
+                "arguments": arguments,
+                "queue": queue,
+                "threads": self._threads(workers),
+                "device": self.execution.device,
+            },
+            scaling_config=ScalingConfig(
+                num_workers=workers, use_gpu=self._gpus(workers) > 0, resources_per_worker={"CPU": 1}
+            ),
+            torch_config=TorchConfig(backend="nccl" if self._gpus(workers) else "gloo"),
+            run_config=RunConfig(
+                name=name,
+                storage_path=path,
+                storage_filesystem=PyFileSystem(FSSpecHandler(self.store.fs)),
+                failure_config=FailureConfig(max_failures=self.execution.max_retries),
+            ),
+        )
+        errors: list[BaseException] = []
+        with _Drain(queue, self.on_log, errors):
+            try:
+                trainer.fit()
+            except RayError as error:
+                errors.append(final_cause(error))
+        self.store.fs.rm(f"{path}/{name}", recursive=True)
+        if errors:
+            raise errors[0]
+
+    def call(self, job: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        queue = Queue(actor_options={"num_cpus": 0})
+        remote = ray.remote(num_cpus=1, num_gpus=self._gpus(1), max_retries=self.execution.max_retries)(call_worker)
+        with _Drain(queue, self.on_log, []):
+            try:
+                return ray.get(remote.remote(job, arguments, queue, self._threads(1)))
+            except RayError as error:
+                raise final_cause(error) from error
+
+    def _threads(self, workers: int) -> int:
+        return max(1, self.cores // workers)
+
+    def _gpus(self, workers: int) -> float:
+        """GPUs of one worker: a whole one each, or a share where there are fewer."""
+        if self.execution.device == "cpu":
+            return 0
+        available = ray.cluster_resources().get("GPU", 0)
+        if self.execution.device == "cuda" and not available:
+            raise ConfigError(
+                "execution.device=cuda, but the Ray cluster has no GPU: use auto or cpu, or add a GPU node"
+            )
+        return min(1.0, available / workers)
+
+
+class _Drain:
+    """Hands records from workers to ``on_log`` in the driver, until the block ends and the queue is empty."""
+
+    def __init__(self, queue: Queue, on_log: OnLog, errors: list[BaseException]) -> None:
+        self.queue, self.on_log, self.errors = queue, on_log, errors
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.thread.join()
+        self.queue.shutdown(grace_period_s=0)
+
+    def _run(self) -> None:
+        while True:
+            try:
+                record = self.queue.get(timeout=0.3)
+            except Empty:
+                if self.ended.is_set():
+                    return
+                continue
+            except RayError:
+                return
+            if isinstance(record, BaseException):
+                self.errors.append(record)
+            else:
+                self.on_log(record)
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """What every Ray Train worker runs; rank 0 speaks to the driver."""
+    torch.set_num_threads(config["threads"])
+    with world(pick_device(config["device"])) as group:
+
+        def on_log(record: dict[str, float]) -> None:
+            if group.rank == 0:
+                config["queue"].put(record)
+
+        try:
+            config["job"](world=group, on_log=on_log, **config["arguments"])
+        except FINAL_ERRORS as error:
+            # Reported rather than raised: Ray Train would try again what cannot succeed.
+            if group.rank == 0:
+                config["queue"].put(error)
+
+
+def call_worker(job: Callable[..., Any], arguments: dict[str, Any], queue: Queue, threads: int) -> Any:
+    torch.set_num_threads(threads)
+    return job(on_log=queue.put, **arguments)
+
+
+def final_cause(error: BaseException) -> BaseException:
+    """The final error inside what Ray raised, or Ray's own error where there is none."""
+    seen: set[int] = set()
+    inner: BaseException | None = error
+    while inner is not None and id(inner) not in seen:
+        seen.add(id(inner))
+        if isinstance(inner, FINAL_ERRORS):
+            return inner
+        inner = getattr(inner, "cause", None) or inner.__cause__ or inner.__context__
+    return error
+
+
+def _worker_environment() -> dict[str, str]:
+    """Addresses and credentials that workers of a remote cluster need to reach the storage."""
+    prefixes = ("AWS_", "CCA_", "MLFLOW_")
+    return {name: value for name, value in os.environ.items() if name.startswith(prefixes)}

@@ -1,0 +1,261 @@
+"""Reads a recipe, writes stage directories and MLflow runs: the resumable graph, from images to a released champion."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from ray.exceptions import RayError
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+
+from cca_core.config import ConfigError, Recipe, as_dict
+from cca_core.manifest import Manifest
+from cca_core.stages import Context, run_stage
+from cca_core.stages.graph import StageSpec, active, plan
+from cca_core.stages.inputs import input_digests
+from cca_core.stages.table import markdown_table, table_rows
+from cca_core.store import Store
+from pipelines.finish import Finish
+from pipelines.lock import RunLock
+from pipelines.progress import Progress
+from pipelines.ray_executor import RayExecutor
+from pipelines.recipe import to_yaml
+from pipelines.settings import Settings
+from pipelines.stages.show import show
+from pipelines.tracking import DIGEST, RUN_KEY, STAGE, STATE, Tracker
+
+#: Steps after the computing stages; cheap, and they look at the registry, so they run every time.
+LAST_STAGES = ("decide", "report", "register", "release")
+#: What another attempt may cure: lost workers and nodes, dropped connections, storage that was away.
+INFRASTRUCTURE_ERRORS = (RayError, ConnectionError, TimeoutError, OSError)
+
+
+class StageTimeoutError(RuntimeError):
+    """A stage took longer than execution.stage_timeout_s."""
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    spec: StageSpec
+    digest: str
+    done: bool
+    #: Why it runs or is reused, in words.
+    why: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do, known before anything runs."""
+
+    recipe: Recipe
+    store: Store
+    digests: dict[str, str]
+    stages: tuple[PlannedStage, ...]
+    run_key: str
+
+    @property
+    def complete(self) -> bool:
+        return all(stage.done for stage in self.stages)
+
+
+def run_key(recipe: Recipe, inputs: dict[str, str]) -> str:
+    """Identity of a run: the recipe without ``execution``, and its inputs as they are now."""
+    config = {name: value for name, value in as_dict(recipe).items() if name != "execution"}
+    return hashlib.sha256(json.dumps([config, inputs], sort_keys=True).encode()).hexdigest()
+
+
+def make_plan(recipe: Recipe, settings: Settings) -> Plan:
+    """List the source, compute every digest and look at what is there."""
+    store = Store(settings.storage)
+    store.check_writable()
+    inputs = input_digests(recipe)
+    digests = plan(recipe, inputs)
+    stages = []
+    for spec in active(recipe):
+        directory = store.directory(spec.name, digests[spec.name])
+        done = directory.manifest() is not None
+        if done:
+            why = "same configuration and input as before"
+        elif store.fs.exists(directory.path):
+            why = "begun, not finished: goes on with what is missing"
+        elif store.fs.exists(f"{store.root}/{spec.name}"):
+            why = "configuration, code or input is new"
+        else:
+            why = "first time in this storage"
+        stages.append(PlannedStage(spec, digests[spec.name], done, why))
+    return Plan(recipe, store, digests, tuple(stages), run_key(recipe, inputs))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run ends with."""
+
+    run_id: str
+    verdict: str
+    says: str
+    table: str
+    versions: dict[str, str]
+    release: str
+    #: Nothing had to be done.
+    unchanged: bool
+
+
+class Workflow:
+    """Drives one plan. The manifest is the truth, MLflow the view: a valid manifest without a finished run is
+    adopted."""
+
+    def __init__(self, plan: Plan, settings: Settings, progress: Progress) -> None:
+        self.plan, self.settings, self.progress = plan, settings, progress
+        self.tracker = Tracker(settings)
+        self.executor = RayExecutor(
+            plan.store, plan.recipe.execution, settings.ray_address, self._on_log, progress.units
+        )
+        self.context = Context(plan.recipe, plan.store, plan.digests, self.executor)
+        self._stage_run = ""
+        self._logged_steps: set[int] = set()
+
+    def run(self, *, first: str = "", only: str = "") -> Outcome | None:
+        """Run what is missing and end with the outcome; None where ``only`` left the run unfinished.
+
+        Args:
+            first: stages before this one must be finished already.
+            only: run this stage alone.
+        """
+        self._check_upstream(first or only)
+        with RunLock(self.plan.store, self.plan.run_key) as lock:
+            parent = self.tracker.find_parent(self.plan.run_key)
+            if parent is not None and parent.info.status == "FINISHED" and self.plan.complete and not (first or only):
+                return self._finish(parent.info.run_id, unchanged=True)
+            parent_id = self._open_parent(parent)
+            try:
+                for stage in self.plan.stages:
+                    lock.check()
+                    if only and stage.spec.name != only:
+                        continue
+                    self._stage(stage, parent_id)
+                if only and only not in LAST_STAGES:
+                    self.tracker.end(parent_id, "KILLED")
+                    return None
+                outcome = self._finish(parent_id, unchanged=False)
+                self.tracker.end(parent_id, "FINISHED")
+                return outcome
+            except BaseException as error:
+                self.tracker.tag(parent_id, STATE, f"failed: {str(error)[:400] or type(error).__name__}")
+                self.tracker.end(parent_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+                raise
+            finally:
+                self.executor.stop()
+
+    def _check_upstream(self, stage: str) -> None:
+        if not stage:
+            return
+        names = [planned.spec.name for planned in self.plan.stages] + list(LAST_STAGES)
+        if stage not in names:
+            raise ConfigError(f"unknown stage {stage}: this recipe has {', '.join(names)}")
+        before = self.plan.stages[: names.index(stage)]
+        missing = [planned.spec.name for planned in before if not planned.done]
+        if missing:
+            raise ConfigError(f"{stage} needs {', '.join(missing)} first: run without --from and --only")
+
+    def _open_parent(self, parent: Any) -> str:
+        if parent is not None and parent.info.status != "FINISHED":
+            run_id = str(parent.info.run_id)
+            self.tracker.reopen(run_id)
+            stale = self.tracker.kill_stale(run_id)
+            self.progress.line(f"continuing run {run_id}" + (f" (was in {', '.join(stale)})" if stale else ""))
+        else:
+            tags = {STAGE: "workflow", RUN_KEY: self.plan.run_key}
+            run_id = self.tracker.start(self.plan.recipe.name, tags)
+            self.tracker.params(run_id, as_dict(self.plan.recipe))
+            self.tracker.artifact(run_id, "recipe.yaml", to_yaml(self.plan.recipe).encode())
+        self.tracker.tag(run_id, STATE, "running")
+        self.tracker.tags(run_id, {f"cca.digest.{name}": value for name, value in self.plan.digests.items()})
+        return run_id
+
+    def _stage(self, planned: PlannedStage, parent_id: str) -> None:
+        name = planned.spec.name
+        if planned.done:
+            finished = self.tracker.finished_stage(name, planned.digest)
+            if finished is not None:
+                self.tracker.tag(parent_id, f"cca.stage.{name}", f"reused from run {finished.info.run_id}")
+                self.progress.end_stage(name, "reused")
+                return
+        self.progress.start_stage(name, planned.spec.makes)
+        tags = {STAGE: name, DIGEST: planned.digest, **({"cca.adopted": "true"} if planned.done else {})}
+        self._stage_run = self.tracker.start(name, tags, parent_id)
+        self._logged_steps = set()
+        self.tracker.params(self._stage_run, planned.spec.section(self.plan.recipe))
+        started = time.monotonic()
+        try:
+            manifest = self._attempts(name)
+            directory = self.context.directory(name)
+            show(self.tracker, self._stage_run, directory, manifest, self.plan.recipe, self._logged_steps)
+        except BaseException as error:
+            self.tracker.tag(self._stage_run, STATE, str(error)[:400] or type(error).__name__)
+            self.tracker.end(self._stage_run, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        self.tracker.metrics(self._stage_run, {"seconds": time.monotonic() - started})
+        self.tracker.end(self._stage_run, "FINISHED")
+        self.tracker.tag(parent_id, f"cca.stage.{name}", f"run {self._stage_run}")
+        self.progress.end_stage(name, "adopted" if planned.done else f"{time.monotonic() - started:.1f} s")
+
+    def _attempts(self, name: str) -> Manifest:
+        """One stage with its time limit, tried again after infrastructure errors, with growing pauses."""
+        execution = self.plan.recipe.execution
+
+        def announce(state: RetryCallState) -> None:
+            error = state.outcome.exception() if state.outcome else None
+            self.progress.line(f"{name}: {type(error).__name__}, trying again (attempt {state.attempt_number + 1})")
+            self.executor.stop()
+
+        retrying = Retrying(
+            retry=retry_if_exception_type(INFRASTRUCTURE_ERRORS),
+            stop=stop_after_attempt(execution.max_retries + 1),
+            wait=wait_exponential(multiplier=1, max=30),
+            before_sleep=announce,
+            reraise=True,
+        )
+        return retrying(self._limited, name, execution.stage_timeout_s)
+
+    def _limited(self, name: str, timeout_s: float) -> Manifest:
+        if self.context.directory(name).manifest() is None:
+            # In this thread: Ray's processes die with the thread that started them, not only with the process.
+            self.executor.start()
+        pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix=name)
+        future = pool.submit(run_stage, name, self.context)
+        try:
+            return future.result(timeout_s)
+        except concurrent.futures.TimeoutError:
+            if future.done():
+                raise  # the stage's own TimeoutError
+            self.executor.stop()
+            raise StageTimeoutError(
+                f"{name} took longer than execution.stage_timeout_s={timeout_s:g}: raise it, or give the stage "
+                f"more workers; "
+                "what it finished is kept"
+            ) from None
+        finally:
+            pool.shutdown(wait=False)
+
+    def _on_log(self, record: dict[str, float]) -> None:
+        step = int(record.get("step", 0))
+        self._logged_steps.add(step)
+        self.tracker.metrics(self._stage_run, record, step)
+        self.progress.record(record)
+
+    def _finish(self, parent_id: str, *, unchanged: bool) -> Outcome:
+        finish = Finish(self.context, self.tracker, self.settings, parent_id, self.progress)
+        decision = finish.decide()
+        if not unchanged:
+            finish.report(decision)
+        versions = finish.register(decision)
+        release = finish.release(versions)
+        rows = table_rows(self.context)
+        self.tracker.tag(parent_id, STATE, decision["verdict"])
+        return Outcome(
+            parent_id, decision["verdict"], decision["says"], markdown_table(rows), versions, release, unchanged
+        )

@@ -1,0 +1,111 @@
+"""Writes to a temporary folder: starts `cca` as a user does, watches what it prints, and compares what it leaves."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cca_core.manifest import Manifest
+
+TINY = Path(__file__).parent / "data" / "tiny.yaml"
+ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "COLUMNS": "200"}
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-c", "from pipelines.cli import main; main()", *arguments]
+
+
+def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("CCA_", "MLFLOW_", "RAY_"))}
+    return {**inherited, **ENVIRONMENT, **(extra or {})}
+
+
+def cca(folder: Path, *arguments: str, env: dict[str, str] | None = None, timeout_s: float = 400) -> Any:
+    """Run `cca` in ``folder`` to its end."""
+    return subprocess.run(
+        command(*arguments), cwd=folder, env=environment(env), capture_output=True, text=True, timeout=timeout_s, check=False
+    )
+
+
+class Driver:
+    """A running `cca run` whose output can be waited for."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.lines: list[str] = []
+        self.changed = threading.Condition()
+        self.process = subprocess.Popen(
+            command("run", str(TINY), *arguments),
+            cwd=folder,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with self.changed:
+                self.lines.append(line.rstrip())
+                self.changed.notify_all()
+        with self.changed:
+            self.lines.append("")
+            self.changed.notify_all()
+
+    @property
+    def output(self) -> str:
+        return "\n".join(self.lines)
+
+    def wait_stage(self, stage: str, timeout_s: float = 240) -> None:
+        """Until the driver says that it is in ``stage``."""
+        pattern = re.compile(rf"^ +{stage} ")
+        with self.changed:
+            seen = self.changed.wait_for(
+                lambda: any(pattern.match(line) for line in self.lines) or self.process.poll() is not None, timeout_s
+            )
+        assert seen, f"never reached {stage}:\n{self.output}"
+        assert any(pattern.match(line) for line in self.lines), f"ended before {stage}:\n{self.output}"
+
+    def kill(self) -> None:
+        """kill -9 of the driver alone."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        self.reader.join()
+
+    def finish(self, timeout_s: float = 400) -> int:
+        code = self.process.wait(timeout_s)
+        self.reader.join()
+        return code
+
+
+def until(condition: Callable[[], Any], timeout_s: float = 120) -> Any:
+    """Poll until the condition gives something; its last answer."""
+    deadline = time.monotonic() + timeout_s
+    while not (answer := condition()):
+        assert time.monotonic() < deadline, "the condition never came true"
+        time.sleep(0.05)
+    return answer
+
+
+def manifests(folder: Path) -> dict[str, Manifest]:
+    """Finished stage directories below ``folder``/.cca by stage name (one digest each)."""
+    found = (folder / ".cca" / "storage").glob("*/*/_manifest.json")
+    return {path.parts[-3]: Manifest.from_json(path.read_bytes()) for path in found}
+
+
+def written(folder: Path) -> dict[str, int]:
+    """Modification times (ns) of all files of finished stages and finished shards, by path."""
+    root = folder / ".cca" / "storage"
+    skip = ("_locks", "ray_train", "train_state")
+    files = (p for p in root.rglob("*") if p.is_file() and p.relative_to(root).parts[0] not in skip)
+    return {str(path.relative_to(root)): path.stat().st_mtime_ns for path in files if not path.name.startswith(".")}

@@ -1,0 +1,1 @@
+"""Settings that must give the same result: batches, workers, order, interruptions, reuse."""
