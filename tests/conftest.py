@@ -1,4 +1,4 @@
-"""Writes small data sets, models and images below pytest's temporary folders: what several tiers of tests start from."""
+"""Writes small data sets, models and images below pytest's temporary folders, for several tiers of tests."""
 
 from __future__ import annotations
 

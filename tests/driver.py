@@ -31,7 +31,13 @@ def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
 def cca(folder: Path, *arguments: str, env: dict[str, str] | None = None, timeout_s: float = 400) -> Any:
     """Run `cca` in ``folder`` to its end."""
     return subprocess.run(
-        command(*arguments), cwd=folder, env=environment(env), capture_output=True, text=True, timeout=timeout_s, check=False
+        command(*arguments),
+        cwd=folder,
+        env=environment(env),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
     )
 
 

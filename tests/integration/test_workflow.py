@@ -74,7 +74,9 @@ def test_execution_settings_retrain_nothing(finished):
 def test_plan_says_what_would_run_and_why(finished):
     folder, _ = finished
     result = cca(folder, "plan", str(TINY), "--set", "align.beta=0.3")
-    by_stage = {line.split()[1]: line.split()[3] for line in result.stdout.splitlines() if len(line.split()) > 5 and "│" in line}
+    by_stage = {
+        line.split()[1]: line.split()[3] for line in result.stdout.splitlines() if len(line.split()) > 5 and "│" in line
+    }
     assert by_stage["tokens"] == by_stage["base"] == by_stage["reference"] == "reuse"
     assert by_stage["align"] == by_stage["evaluate"] == "run"
 

@@ -141,7 +141,9 @@ def edited(tmp_path: Path, **changes: torch.Tensor | None) -> str:
 
 
 def test_a_file_that_does_not_fit_names_its_keys(tmp_path):
-    uri = edited(tmp_path, norm__weight=None, layers__0__extra__weight=torch.zeros(2), output__weight=torch.zeros(3, 16))
+    uri = edited(
+        tmp_path, norm__weight=None, layers__0__extra__weight=torch.zeros(2), output__weight=torch.zeros(3, 16)
+    )
     with pytest.raises(ConfigError) as caught:
         load_model(uri, num_tokens=4, num_heads=2)
     message = str(caught.value)
@@ -165,7 +167,7 @@ def test_what_the_tensors_cannot_tell_is_asked_for(spec, remedy):
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="no checkpoint at .*nowhere.pt"):
+    with pytest.raises(ConfigError, match=r"no checkpoint at .*nowhere\.pt"):
         load_model(str(tmp_path / "nowhere.pt"), num_tokens=4)
     with pytest.raises(ConfigError, match=r"is a directory without bundle.json"):
         load_model(str(tmp_path), num_tokens=4)
