@@ -40,11 +40,14 @@ class SourceConfig:
     id_column: str = ""
     #: Names of the classes by index where the data has only integers (parquet); empty: "0", "1", ...
     class_names: tuple[str, ...] = ()
+    #: Take this many images only, drawn by a hash of the id, for a first try; 0 takes all.
+    limit: int = 0
     #: Share of the images, drawn by a hash of the id, that training never sees.
     held_out_fraction: float = 0.2
 
     def __post_init__(self) -> None:
         _require(0 < self.held_out_fraction < 1, "source.held_out_fraction must lie between 0 and 1")
+        _require(self.limit >= 0, "source.limit must not be negative: 0 takes all images")
         if self.kind == "digits":
             _require(
                 not self.uri,
@@ -257,7 +260,7 @@ class ExecutionConfig:
     #: Ray Train workers of base and alignment.
     num_workers: int = 2
     #: Rows per forward pass on one worker.
-    micro_batch_size: int = 64
+    micro_batch_size: int = 32
     checkpoint_every_steps: int = 100
     log_every_steps: int = 5
     #: A stage that takes longer than this is ended and reported, in seconds.

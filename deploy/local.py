@@ -1,53 +1,118 @@
-"""Reads a model, serves it: Ray and Serve on this machine until Ctrl-C."""
+"""Reads a model, serves it: Ray and Serve on this machine until Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
+import socket
 import threading
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 import ray
 from ray import serve
 
+from cca_core.config import ConfigError
 from deploy.release import deploy, serve_config, wait_running
+from deploy.versions import pin
 
 START_S = 240.0
+POLL_S = 0.1
+#: Requests and pixels are small; Ray would take a third of the machine's memory.
+OBJECT_STORE_BYTES = 256 * 1024**2
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def serve_here(
     model: str, *, host: str, port: int, max_replicas: int, tracking_uri: str, say: Callable[[str], None]
 ) -> None:
-    """Start Ray with its dashboard, deploy, and stay until a signal ends it."""
+    """Pin the model, start Ray with its dashboard, deploy, and stay until a signal ends it.
+
+    ConfigError, before Ray starts, where the port is taken or there is no such model.
+    """
+    check_port(host, port)
+    pinned = pin(model, tracking_uri)
     # Workers import this package from where the command runs, installed or not.
     root = str(Path(__file__).parents[1])
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
-    context = ray.init(
-        address="local",
-        num_cpus=max(4, os.cpu_count() or 1),
-        include_dashboard=True,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
-    address = f"http://{context.dashboard_url}"
+    cpus = max(4, os.cpu_count() or 1)
     try:
-        say(f"starting {model} (Ray dashboard {address})")
-        config = serve_config(model, tracking_uri=tracking_uri, host=host, port=port, max_replicas=max_replicas)
+        _on_signals(_interrupt)
+        context = ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=True,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=OBJECT_STORE_BYTES,
+        )
+        _on_signals(_interrupt)  # Ray has put its own in place
+        address = f"http://{context.dashboard_url}"
+        say(f"starting {pinned} (Ray dashboard {address})")
+        config = serve_config(
+            pinned,
+            tracking_uri=tracking_uri,
+            host=host,
+            port=port,
+            max_replicas=max_replicas,
+            cpus_per_replica=max(1, (os.cpu_count() or 1) // max_replicas),
+        )
         deploy(address, config)
         wait_running(address, timeout_s=START_S, say=say)
-        say(f"ready: http://{host}:{port}/v1  (Ctrl-C ends it). Try:")
-        say(
-            f"  curl -s http://{host}:{port}/v1/images/generations -H 'content-type: application/json' "
-            """-d '{"prompt": "3", "n": 4, "size": "128x128", "seed": 1}'"""
-        )
+        api = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"  # noqa: S104
+        served = _first_answer(f"{api}/v1/models", timeout_s=START_S)["data"][0]
+        asked = {"prompt": served["class_names"][0], "n": 4, "seed": 1}
+        say(f"ready: {api}/v1 serves {served['id']}  (Ctrl-C ends it). Try:")
+        say(f"  curl -s {api}/v1/images/generations -H 'content-type: application/json' -d '{json.dumps(asked)}'")
         say(f"  CCA_SERVE_ADDRESS={address} cca promote VERSION    changes the model in place")
-        ended = threading.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: ended.set())
-        ended.wait()
+        threading.Event().wait()
+    except (KeyboardInterrupt, SystemExit):  # Ray's own handler of SIGTERM, while it starts, raises SystemExit
         say("stopping")
     finally:
-        serve.shutdown()
-        ray.shutdown()
+        _on_signals(signal.SIG_IGN)
+        if ray.is_initialized():
+            serve.shutdown()
+            ray.shutdown()
+
+
+def check_port(host: str, port: int) -> None:
+    """ConfigError where nothing can listen on ``host:port``."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(
+            f"nothing can listen on {host}:{port} ({reason.lower()}): choose with --host and --port"
+        ) from error
+
+
+def _first_answer(url: str, *, timeout_s: float) -> dict[str, Any]:
+    """The API's first answer: Serve calls an application running a little before its proxy knows the way."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310  (our own address)
+                return json.load(answer)
+        except (urllib.error.URLError, OSError) as error:
+            if time.monotonic() > deadline:
+                raise ConfigError(f"{url} does not answer ({error}): see the Ray logs") from error
+        time.sleep(POLL_S)
+
+
+def _on_signals(handler: Any) -> None:
+    for number in SIGNALS:
+        signal.signal(number, handler)
+
+
+def _interrupt(*_: Any) -> NoReturn:
+    raise KeyboardInterrupt

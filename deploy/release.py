@@ -13,18 +13,25 @@ from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 from cca_core.config import ConfigError
 
 APPLICATION = "cca"
-POLL_S = 0.3
+POLL_S = 0.2
 
 
 def serve_config(
-    model: str, *, tracking_uri: str, host: str = "127.0.0.1", port: int = 8000, max_replicas: int = 2
+    model: str,
+    *,
+    tracking_uri: str,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    max_replicas: int = 2,
+    cpus_per_replica: int = 1,
 ) -> dict[str, Any]:
-    """deploy/serve.yaml with the model, the address and the replicas filled in."""
+    """deploy/serve.yaml with the pinned model, the address and the replicas filled in."""
     config = yaml.safe_load((files("deploy") / "serve.yaml").read_text())
     config["http_options"] |= {"host": host, "port": port}
     generator = _generator(config["applications"])
     generator["user_config"] = {"model": model, "tracking_uri": tracking_uri}
     generator["autoscaling_config"]["max_replicas"] = max_replicas
+    generator["ray_actor_options"]["num_cpus"] = cpus_per_replica
     return config
 
 
@@ -39,15 +46,35 @@ def details(address: str) -> dict[str, Any]:
 
 
 def set_model(address: str, model: str, *, timeout_s: float = 180) -> None:
-    """Change the generator's version in place: same replicas, no request lost; return once it serves."""
-    found = details(address)["applications"].get(APPLICATION)
-    if found is None:
+    """Change the generator's pinned version in place, and return once every replica serves it.
+
+    Same replicas, no request lost. Where the new version does not come up, the one before is put back and ConfigError
+    says why.
+    """
+    found = details(address)
+    if APPLICATION not in found["applications"]:
         raise ConfigError(f"no service named {APPLICATION} at {address}: start one with `cca serve`")
-    config = {"applications": [found["deployed_app_config"]]}
+    # A configuration is whole: an application that it leaves out would be deleted.
+    config = {
+        "proxy_location": found["proxy_location"],
+        "http_options": found["http_options"],
+        "applications": [
+            application["deployed_app_config"]
+            for application in found["applications"].values()
+            if application["deployed_app_config"]
+        ],
+    }
     generator = _generator(config["applications"])
-    generator["user_config"] = {**generator["user_config"], "model": model}
-    deploy(address, config)
-    wait_running(address, timeout_s=timeout_s)
+    before = generator["user_config"]
+    try:
+        generator["user_config"] = {**before, "model": model}
+        deploy(address, config)
+        wait_running(address, timeout_s=timeout_s)
+    except ConfigError as error:
+        generator["user_config"] = before
+        deploy(address, config)
+        wait_running(address, timeout_s=timeout_s)
+        raise ConfigError(f"{model} was not rolled out, {before['model']} is served again: {error}") from error
 
 
 def wait_running(address: str, *, timeout_s: float, say: Callable[[str], None] = lambda _: None) -> None:
@@ -72,7 +99,10 @@ def wait_running(address: str, *, timeout_s: float, say: Callable[[str], None] =
 
 
 def _client(address: str) -> ServeSubmissionClient:
-    return ServeSubmissionClient(address)
+    try:
+        return ServeSubmissionClient(address)
+    except (ConnectionError, ValueError) as error:
+        raise ConfigError(f"no Ray dashboard answers at {address}: correct CCA_SERVE_ADDRESS") from error
 
 
 def _generator(applications: list[dict[str, Any]]) -> dict[str, Any]:

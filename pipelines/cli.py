@@ -211,12 +211,15 @@ def serve(
 @app.command()
 def ui(port: Annotated[int, typer.Option(help="Port of the MLflow UI.")] = 5000) -> None:
     """Open the MLflow UI on the run's store until Ctrl-C."""
+    from pipelines.tracking import Tracker
+
     settings = Settings()
     uri = settings.resolved_tracking_uri
+    tracker = Tracker(settings)
     if uri.startswith("http"):
-        console.print(f"the runs are at {uri}", highlight=False)
+        _say(f"the runs are at {tracker.page(uri)}")
         return
-    console.print(f"MLflow UI on http://127.0.0.1:{port} (Ctrl-C ends it)", highlight=False)
+    _say(f"MLflow UI (Ctrl-C ends it): {tracker.page(f'http://127.0.0.1:{port}')}")
     command = [
         sys.executable,
         "-m",

@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 from cca_core.config import as_dict
+from cca_core.dataset import valid_manifest
 from cca_core.manifest import Manifest, stage_digest
 from cca_core.stages import Context
 from cca_core.stages.evaluate import PICTURES, best_cfg, load_results
@@ -29,7 +30,7 @@ from pipelines.stages.report import (
     report_markdown,
     sample_panels,
 )
-from pipelines.stages.show import table_columns
+from pipelines.stages.show import lineage, table_columns
 from pipelines.tracking import DIGEST, Registry, Tracker
 
 #: Goes up when the rules of the gate or the report compute something else from the same results.
@@ -77,6 +78,8 @@ class Finish:
         text = directory.read_bytes(REPORT).decode()
         self.tracker.note(self.parent_id, text)
         self.tracker.table(self.parent_id, table_columns(rows), "evaluation.json")
+        tokens = self.context.directory("tokens")
+        lineage(self.tracker, self.parent_id, tokens, valid_manifest(tokens), self.context.recipe)
         aligned, guided, base = self.evaluated["rows"][0], best_cfg(self.baseline["rows"]), self.baseline["rows"][0]
         for prefix, row in (("aligned", aligned), ("best_cfg", guided), ("base", base)):
             self.tracker.metrics(self.parent_id, {f"{prefix}.{name}": v for name, v in row["mean"].items()})

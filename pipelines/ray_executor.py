@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -43,13 +45,14 @@ class RayExecutor:
             return
         # Two logical CPUs are too few for a pipeline of operators; threads per worker follow the real cores.
         local = {} if self.address else {"num_cpus": max(4, self.cores), "include_dashboard": False}
-        ray.init(
-            address=self.address or "local",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": _worker_environment()} if self.address else None,
-            **local,
-        )
+        with _silent_stderr():
+            ray.init(
+                address=self.address or "local",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": _worker_environment()} if self.address else None,
+                **local,
+            )
         for name in ("ray.data", "ray.train"):
             logging.getLogger(name).setLevel(logging.ERROR)
         context = ray.data.DataContext.get_current()
@@ -205,6 +208,21 @@ def final_cause(error: BaseException) -> BaseException:
             return inner
         inner = getattr(inner, "cause", None) or inner.__cause__ or inner.__context__
     return error
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Ray's C++ core greets the terminal with its log level, past Python; errors come as exceptions."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
 
 
 def _worker_environment() -> dict[str, str]:

@@ -29,6 +29,9 @@ from pipelines.settings import Settings
 #: Tag names; searches depend on them.
 RUN_KEY, STAGE, DIGEST, STATE = "cca.run_key", "cca.stage", "cca.digest", "cca.state"
 
+#: Tells the UI to open the experiment as model training.
+EXPERIMENT_KIND = "mlflow.experimentKind"
+
 #: What a served or scored model needs beside cca_core, whose code travels with it.
 PYFUNC_REQUIREMENTS = [
     f"{name}=={installed(name).split('+')[0]}"
@@ -62,7 +65,9 @@ class Tracker:
             found = self.client.get_experiment_by_name(settings.experiment)
             if found is None:
                 root = settings.artifact_root if settings.local_tracking else None
-                self.experiment_id = self.client.create_experiment(settings.experiment, artifact_location=root)
+                self.experiment_id = self.client.create_experiment(
+                    settings.experiment, artifact_location=root, tags={EXPERIMENT_KIND: "custom_model_development"}
+                )
             else:
                 self.experiment_id = found.experiment_id
         except (RequestException, MlflowException) as error:
@@ -185,11 +190,9 @@ class Tracker:
             log.warning("MLflow did not take a write: %s", str(error).splitlines()[0])
             return None
 
-    def run_link(self, run_id: str) -> str:
-        """Where to look at a run."""
-        if self.uri.startswith("http"):
-            return f"{self.uri}/#/experiments/{self.experiment_id}/runs/{run_id}"
-        return f"cca ui, then experiment {self.experiment_id}, run {run_id}"
+    def page(self, server: str) -> str:
+        """The experiment's runs on the MLflow server at ``server``."""
+        return f"{server.rstrip('/')}/#/experiments/{self.experiment_id}/runs?workflowType=machine_learning"
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from importlib import import_module
 
 from cca_core.config import SourceConfig
 from cca_core.sources.base import LISTING, RawImage, Source, listing_digest
+from cca_core.sources.limited import LimitedSource
 
 __all__ = ["LISTING", "RawImage", "Source", "listing_digest", "open_source"]
 
@@ -19,4 +20,5 @@ SOURCES = {
 def open_source(config: SourceConfig) -> Source:
     """The source of that kind; nothing is read before it is listed."""
     module, name = SOURCES[config.kind]
-    return getattr(import_module(module), name)(config)
+    source = getattr(import_module(module), name)(config)
+    return LimitedSource(source, config.limit) if config.limit else source

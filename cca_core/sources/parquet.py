@@ -109,7 +109,8 @@ class ParquetSource:
                 "path": paths.cast(pa.string()),
                 "location": pa.array([f"{file.relative}:{row}" for row in rows], pa.string()),
                 "uri": pa.array([f"{file.uri}:{row}" for row in rows], pa.string()),
-                "stamp": pa.repeat(file.stamp, len(rows)),
+                # Another column of the same file is other data.
+                "stamp": pa.repeat(f"{file.stamp}-{config.image_column}", len(rows)),
             }
         )
 

@@ -68,6 +68,7 @@ def fidelity_diversity(rows: list[dict[str, Any]]) -> Figure:
         (axes[1], "distance", "Frechet distance, classifier features (lower is better)"),
     ):
         for (group, members), marker in zip(groups.items(), "os*", strict=True):
+            members.sort(key=lambda row: row["mean"]["recall"])
             x, y = ([row["mean"][key] for row in members] for key in ("recall", name))
             axis.plot(x, y, marker=marker, markersize=14 if marker == "*" else 7, label=group)
             for row, a, b in zip(members, x, y, strict=True):

@@ -29,8 +29,10 @@ def show(
         logged_steps: steps of the curve that went to this run while it trained; the others are added.
     """
     numbers = {name: value for name, value in manifest.facts.items() if isinstance(value, (int, float))}
-    tracker.metrics(run_id, numbers)
+    # What a curve ends with is on the curve.
+    tracker.metrics(run_id, {name: value for name, value in numbers.items() if not name.startswith("final_")})
     tracker.artifact(run_id, "manifest.json", manifest.to_json())
+    tracker.note(run_id, note(manifest, directory, recipe))
     if CURVE_NAME in manifest.files:
         for record in directory.read_json(CURVE_NAME):
             step = int(record.get("step", record["epoch"]))
@@ -40,22 +42,40 @@ def show(
         _SHOW[manifest.stage](tracker, run_id, directory, manifest, recipe)
 
 
+def note(manifest: Manifest, directory: StageDirectory, recipe: Recipe) -> str:
+    """What a stage made and where to look, in a few sentences, for the top of its run."""
+    facts, align = manifest.facts, recipe.align
+    imported = "Imported from the checkpoint that the recipe names. " if facts.get("imported") else ""
+    source = recipe.source.uri or "scikit-learn load_digits"
+    says = {
+        "tokenizer": imported
+        or f"Trained on the images. Held-out images above their reconstructions: `{PICTURE}` under Artifacts. ",
+        "tokens": f"{facts.get('num_images')} images of {source}, {facts.get('num_views')} view(s) each, as "
+        f"{facts.get('num_tokens')} tokens; {facts.get('quarantined')} in quarantine (`quarantine.json` says why). ",
+        "features": "The classifier whose features carry every distance of this run (not FID), and the features of the "
+        f"real images. Held-out accuracy {facts.get('held_out_accuracy', 0):.3f}. ",
+        "base": imported or "Maximum likelihood on the training images; the loss is in nats per token. ",
+        "baseline": "The base model measured: guidance-free, over CFG scales (two model calls per token) and over "
+        "temperatures (the control). Table in `evaluation.json`, pictures under `samples/`. ",
+        "reference": "Log-probs of every training image under the frozen base, for right, wrong and null condition: "
+        f"{facts.get('bytes', 0) / 1e6:.1f} MB for {facts.get('epochs')} epochs. Alignment never holds the base. ",
+        "align": f"{align.objective.upper()}, lambda {align.lambda_:g}"
+        + (f", beta {align.beta:g}" if align.objective != "unlearning" else "")
+        + f", {align.epochs} epochs. `log_ratio_pos` (right condition, should stay near 0), `log_ratio_neg` (wrong "
+        "condition, should fall), `margin` between them and `accuracy` are over rows with a true negative. ",
+        "evaluate": "The aligned model measured without guidance (one model call per token), and its cost timed beside "
+        "the base's in the same process. ",
+    }
+    return f"{says[manifest.stage]}Stored at `{directory.uri}`."
+
+
 def _tokenizer(tracker: Tracker, run_id: str, directory: StageDirectory, manifest: Manifest, recipe: Recipe) -> None:
     if PICTURE in manifest.files:
         tracker.artifact(run_id, PICTURE, directory.read_bytes(PICTURE))
-        tracker.note(run_id, f"Held-out images above their reconstructions: `{PICTURE}` under Artifacts.")
 
 
 def _tokens(tracker: Tracker, run_id: str, directory: StageDirectory, manifest: Manifest, recipe: Recipe) -> None:
-    source = recipe.source.uri or "scikit-learn load_digits"
-    tracker.dataset(
-        run_id,
-        uri=recipe.source.uri or directory.uri,
-        name="images",
-        digest=manifest.upstream["source"],
-        context="input",
-    )
-    tracker.dataset(run_id, uri=directory.uri, name="tokens", digest=manifest.digest, context="output")
+    lineage(tracker, run_id, directory, manifest, recipe)
     names, counts = class_names(directory), manifest.facts["images_per_class"]
     figure, axis = plt.subplots(figsize=(8, 3.5), constrained_layout=True)
     axis.bar(range(len(counts)), counts)
@@ -67,12 +87,13 @@ def _tokens(tracker: Tracker, run_id: str, directory: StageDirectory, manifest: 
     bad = pa.concat_tables(shard_tables(directory.sibling("quarantine")))
     if bad.num_rows:
         tracker.table(run_id, bad.to_pydict(), "quarantine.json")
-    tracker.note(
-        run_id,
-        f"{sum(counts)} images of {source} as {manifest.facts['num_tokens']} tokens each; {bad.num_rows} in quarantine"
-        + (" (see `quarantine.json`)" if bad.num_rows else "")
-        + f". Stored at `{directory.uri}`.",
-    )
+
+
+def lineage(tracker: Tracker, run_id: str, tokens: StageDirectory, manifest: Manifest, recipe: Recipe) -> None:
+    """The images that came in and the tokens that were made of them, as data sets of a run."""
+    images = recipe.source.uri or tokens.uri
+    tracker.dataset(run_id, uri=images, name="images", digest=manifest.upstream["source"], context="input")
+    tracker.dataset(run_id, uri=tokens.uri, name="tokens", digest=manifest.digest, context="output")
 
 
 def _evaluation(tracker: Tracker, run_id: str, directory: StageDirectory, manifest: Manifest, recipe: Recipe) -> None:

@@ -1,0 +1,237 @@
+"""Reads folders of images made here, writes a storage below a temporary folder: `python -m cca_core` as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow.dataset
+import pytest
+
+from cca_core.__main__ import COMMANDS, main
+from cca_core.manifest import MANIFEST_NAME, Manifest
+
+ROOT = Path(__file__).resolve().parents[2]
+#: A tokenizer that takes a second.
+SMALL = {"tokenizer": {"epochs": 1, "codebook_size": 8, "batch_size": 16}, "tokens": {"rows_per_shard": 100}}
+SMALL_OPTIONS = ["--set", "tokenizer.epochs=1", "--set", "tokenizer.codebook_size=8"]
+
+
+class Answer(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def python_m(*arguments: object, folder: Path, **env: str) -> Answer:
+    """A process of its own, in ``folder``."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("CCA_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "cca_core", *map(str, arguments)],
+        cwd=folder,
+        env={**inherited, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200", **env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, capsys):
+    """The same command inside this process, for the many that end before any work."""
+
+    def run(*arguments: object) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["cca_core", *map(str, arguments)])
+        monkeypatch.setenv("CCA_STORAGE", str(tmp_path / "storage"))
+        monkeypatch.setenv("COLUMNS", "200")
+        try:
+            code = main()
+        except SystemExit as end:
+            code = end.code
+        return Answer(code, *capsys.readouterr())
+
+    return run
+
+
+def source(folder: Path) -> list[str]:
+    return ["--set", "source.kind=folder", "--set", f"source.uri={folder}"]
+
+
+def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Bytes and time of writing of every file below a folder."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+class Encoded(NamedTuple):
+    answer: Answer
+    folder: Path
+    arguments: list[object]
+
+    def stage(self, name: str) -> Path:
+        (directory,) = (self.folder / "storage" / name).iterdir()
+        return directory
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory, write_images) -> Encoded:
+    """Forty images and a broken one, encoded by a recipe file and one override."""
+    folder = tmp_path_factory.mktemp("encoded")
+    images = write_images(folder / "images")
+    (images / "dark" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nand then nothing")
+    (folder / "recipe.json").write_text(json.dumps(SMALL | {"source": {"kind": "folder", "uri": str(images)}}))
+    arguments = ["encode", "--recipe", "recipe.json", "--set", "tokens.rows_per_shard=16"]
+    return Encoded(python_m(*arguments, "--storage", "storage", folder=folder), folder, arguments)
+
+
+def test_encode_makes_tokens_that_a_user_can_open(encoded):
+    assert encoded.answer.code == 0, encoded.answer.err
+    lines = [line.split() for line in encoded.answer.err.splitlines() if not line.startswith(" ")]
+    assert [line[0] for line in lines] == ["tokenizer", "tokens"]
+    assert [Path(line[-1]) for line in lines] == [encoded.stage("tokenizer"), encoded.stage("tokens")]
+    assert "reused" not in encoded.answer.err
+    table = pyarrow.dataset.dataset(encoded.stage("tokens"), format="ipc").to_table()
+    names = [f"{label}/{i:03d}" for label in ("dark", "light") for i in range(20)]
+    assert table.column("image_id").to_pylist() == names
+    assert table.column("label").to_pylist() == [0] * 20 + [1] * 20
+    assert max(map(max, table.column("tokens").to_pylist())) < 8
+    shards = sorted(path.name for path in encoded.stage("tokens").glob("rows-*"))
+    assert len(shards) == 3, "the override beats the recipe file: 41 images in shards of 16"
+
+
+def test_a_broken_file_is_listed_in_quarantine_and_the_run_goes_on(encoded):
+    rows = pyarrow.dataset.dataset(encoded.stage("quarantine"), format="ipc").to_table().to_pylist()
+    assert [row["image_id"] for row in rows] == ["dark/broken"]
+    assert rows[0]["uri"].endswith("images/dark/broken.png")
+    assert rows[0]["error"]
+    manifest = Manifest.from_json((encoded.stage("tokens") / MANIFEST_NAME).read_bytes())
+    assert (manifest.facts["num_images"], manifest.facts["quarantined"]) == (40, 1)
+
+
+def test_the_second_call_reuses_everything(encoded):
+    before = contents(encoded.folder)
+    again = python_m(*encoded.arguments, "--set", "execution.device=cpu", folder=encoded.folder, CCA_STORAGE="storage")
+    assert again.code == 0, again.err
+    assert [line.split()[:2] for line in again.err.splitlines()] == [["tokenizer", "reused"], ["tokens", "reused"]]
+    assert contents(encoded.folder) == before
+
+
+@pytest.mark.parametrize("harm", ["missing", "truncated"])
+def test_a_shard_that_was_harmed_is_made_again(tmp_path, encoded, here, harm):
+    storage = tmp_path / "copy"
+    shutil.copytree(encoded.folder / "storage", storage)
+    shard = next(storage.glob("tokens/*/rows-0000000016*"))
+    whole = shard.read_bytes()
+    if harm == "missing":
+        shard.unlink()
+    else:
+        shard.write_bytes(whole[: len(whole) // 2])
+    arguments = ["encode", "--recipe", encoded.folder / "recipe.json", "--set", "tokens.rows_per_shard=16"]
+    answer = here(*arguments, "--storage", storage)
+    assert answer.code == 0
+    assert shard.read_bytes() == whole
+
+
+def test_help_lists_the_commands(tmp_path):
+    answer = python_m("--help", folder=tmp_path)
+    assert (answer.code, answer.err) == (0, "")
+    assert "usage: python -m cca_core" in answer.out
+    for name, (_, text) in COMMANDS.items():
+        assert f"{name} " in answer.out
+        assert text in answer.out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_says_how_far_it_goes_and_what_it_takes(here, command):
+    answer = here(command, "--help")
+    assert (answer.code, answer.err) == (0, "")
+    stage, text = COMMANDS[command]
+    assert f"{text}. Runs the stages up to '{stage}'." in answer.out
+    for option in ("--recipe RECIPE", "--set SECTION.KEY=VALUE", "--storage STORAGE"):
+        assert option in answer.out
+
+
+@pytest.mark.parametrize("arguments", [[], ["decode"], ["encode", "--sett", "a=b"]])
+def test_a_command_or_option_that_is_not_there_is_refused(here, arguments):
+    answer = here(*arguments)
+    assert answer.code == 2
+    assert "usage: python -m cca_core" in answer.err
+
+
+def refused(answer: Answer, message: str) -> None:
+    assert answer.code == 2
+    assert answer.out == ""
+    *before, last = answer.err.splitlines()
+    assert last.startswith("error: ")
+    assert message in last
+    assert not any("Traceback" in line or line.startswith("error") for line in before)
+
+
+def test_an_unknown_key_is_one_line_with_the_nearest(tmp_path):
+    answer = python_m("fit", "--set", "align.betta=0.05", "--storage", "s", folder=tmp_path)
+    assert answer == (2, "", "error: unknown recipe key align.betta: did you mean align.beta?\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+OVERRIDES = {
+    "align.beta": "--set align.beta: write section.key=value",
+    "align=3": "recipe key align is a section",
+    "align.beta=0": "align.beta must be positive",
+    "align.beta=strong": "align.beta",
+    "align.objective=ccaa": "align.objective",
+    "source.uri=/data": "source.kind=digits reads no uri",
+    "source.kind=folder": "source.kind=folder needs source.uri",
+    "base.checkpoint=/nowhere.pt": "no checkpoint at /nowhere.pt",
+}
+
+
+@pytest.mark.parametrize(("override", "message"), OVERRIDES.items(), ids=OVERRIDES)
+def test_a_bad_override_is_refused(here, override, message):
+    refused(here("train-tokenizer", *SMALL_OPTIONS, "--set", "tokens.image_size=8", "--set", override), message)
+
+
+RECIPES = {
+    "{": "is not JSON",
+    "[]": "recipe",
+    "3": "recipe",
+    "\udcff": "recipe",
+    '{"algin": {}}': "did you mean align?",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), RECIPES.items(), ids=["half", "list", "number", "binary", "unknown key"])
+def test_a_bad_recipe_is_refused(here, tmp_path, text, message):
+    path = tmp_path / "recipe.json"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    refused(here("encode", "--recipe", path), message)
+
+
+def test_a_recipe_that_is_no_file_is_refused(here, tmp_path):
+    refused(here("encode", "--recipe", tmp_path / "none.json"), f"no recipe at {tmp_path}/none.json")
+    refused(here("encode", "--recipe", tmp_path), str(tmp_path))
+
+
+def test_a_storage_that_cannot_be_written_is_refused(here, tmp_path):
+    (tmp_path / "file").touch()
+    refused(here("encode", "--storage", tmp_path / "file"), "set CCA_STORAGE")
+
+
+def test_a_folder_without_two_classes_of_readable_images_is_refused(here, tmp_path, write_images):
+    (tmp_path / "empty").mkdir()
+    refused(here("encode", *source(tmp_path / "empty")), "no image file found")
+    refused(here("encode", *source(tmp_path / "nowhere")), "does not exist")
+    refused(here("encode", *source(write_images(tmp_path / "one", ("dark",)))), "only one class folder, dark")
+    two = write_images(tmp_path / "two")
+    for path in (two / "light").iterdir():
+        path.write_bytes(b"not an image")
+    refused(here("encode", *SMALL_OPTIONS, *source(two)), "images of one class only (dark)")
+    for path in (two / "dark").iterdir():
+        path.write_bytes(b"")
+    refused(here("encode", *SMALL_OPTIONS, *source(two)), "no readable image among the 40")
