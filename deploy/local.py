@@ -83,6 +83,8 @@ def serve_here(
 
 def check_port(host: str, port: int) -> None:
     """ConfigError where nothing can listen on ``host:port``."""
+    if not 0 < port < 2**16:
+        raise ConfigError(f"--port {port} is no port: choose one from 1 to {2**16 - 1}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as listener:

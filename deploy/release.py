@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import yaml
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+from ray.exceptions import AuthenticationError
 
 from cca_core.config import ConfigError
 
@@ -100,9 +103,23 @@ def wait_running(address: str, *, timeout_s: float, say: Callable[[str], None] =
 
 def _client(address: str) -> ServeSubmissionClient:
     try:
-        return ServeSubmissionClient(address)
+        return ServeSubmissionClient(address, headers=_token())
+    except AuthenticationError as error:
+        raise ConfigError(
+            f"the Ray dashboard at {address} asks for another token: put its token into RAY_AUTH_TOKEN"
+        ) from error
     except (ConnectionError, ValueError) as error:
         raise ConfigError(f"no Ray dashboard answers at {address}: correct CCA_SERVE_ADDRESS") from error
+
+
+def _token() -> dict[str, str] | None:
+    """Ray guards the dashboard of a cluster that it starts itself; its client sends the token only in a process that
+    has started or joined one, or where RAY_AUTH_MODE says so."""
+    if "RAY_AUTH_MODE" in os.environ:
+        return None
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    token = os.environ.get("RAY_AUTH_TOKEN") or (file.read_text().strip() if file.is_file() else "")
+    return {"Authorization": f"Bearer {token}"} if token else None
 
 
 def _generator(applications: list[dict[str, Any]]) -> dict[str, Any]:

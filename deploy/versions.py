@@ -7,11 +7,13 @@ so that replicas started at different times serve the same version.
 from __future__ import annotations
 
 import re
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import mlflow
 from mlflow.exceptions import MlflowException
@@ -23,6 +25,7 @@ from cca_core.config import ConfigError
 
 REGISTERED = "models:/"
 SQLITE = "sqlite:///"
+CONNECT_S = 5.0
 #: models:/NAME@ALIAS or models:/NAME/VERSION
 _NAMED = re.compile(r"models:/(?P<name>[^/@']+)(?:@(?P<alias>[^/@']+)|/(?P<version>[0-9]+))")
 
@@ -56,9 +59,7 @@ def pin(model: str, tracking_uri: str) -> str:
         known = sorted(int(found.version) for found in client.search_model_versions(f"name='{name}'"))
     except (MlflowException, RequestException) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise ConfigError(
-            f"the MLflow registry {tracking_uri} does not answer ({reason}): start it, or correct MLFLOW_TRACKING_URI"
-        ) from error
+        raise ConfigError(_silent(tracking_uri, reason)) from error
     if not known:
         raise ConfigError(f"no model {name} is registered in {tracking_uri}: `cca run` registers one")
     has = f"{name} has version{'s' if len(known) > 1 else ''} {', '.join(map(str, known))}"
@@ -95,7 +96,8 @@ def fetched(model: str, tracking_uri: str) -> Iterator[Fetched]:
 
 
 def _client(tracking_uri: str) -> MlflowClient:
-    """A client of a store that exists: MLflow would make a missing SQLite file, with all its tables."""
+    """A client of a store that is there: MLflow would make a missing SQLite file with all its tables, and try a silent
+    server again and again."""
     if tracking_uri.startswith(SQLITE):
         file = Path(tracking_uri.removeprefix(SQLITE))
         if not file.is_file():
@@ -103,4 +105,15 @@ def _client(tracking_uri: str) -> MlflowClient:
                 f"no model is registered here, {file} does not exist: make one with `cca run`, or name another "
                 f"store in MLFLOW_TRACKING_URI"
             )
+    address = urlsplit(tracking_uri)
+    if address.scheme in ("http", "https") and address.hostname:
+        port = address.port or (443 if address.scheme == "https" else 80)
+        try:
+            socket.create_connection((address.hostname, port), CONNECT_S).close()
+        except OSError as error:
+            raise ConfigError(_silent(tracking_uri, (error.strerror or str(error)).lower())) from error
     return MlflowClient(tracking_uri, tracking_uri)
+
+
+def _silent(tracking_uri: str, reason: str) -> str:
+    return f"the MLflow registry {tracking_uri} does not answer ({reason}): start it, or correct MLFLOW_TRACKING_URI"

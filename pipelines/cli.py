@@ -186,8 +186,9 @@ def promote(
     known = [found.version for found in registry.versions()]
     if version not in known:
         raise ConfigError(f"{registry.name} has no version {version}: it has {', '.join(known) or 'none'}")
-    registry.set_alias(CHAMPION, version)
+    # First the rollout: a version that does not come up never becomes the champion.
     said = release(settings.serve_address, f"models:/{registry.name}/{version}")
+    registry.set_alias(CHAMPION, version)
     console.print(f"{registry.name} version {version} is the champion; {said}", highlight=False, soft_wrap=True)
 
 

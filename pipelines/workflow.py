@@ -9,10 +9,12 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 from ray.exceptions import RayError
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from cca_core.config import ConfigError, Recipe, as_dict
+from cca_core.dataset import shard_tables
 from cca_core.manifest import Manifest
 from cca_core.stages import Context, run_stage
 from cca_core.stages.graph import StageSpec, active, plan
@@ -30,6 +32,8 @@ from pipelines.tracking import DIGEST, RUN_KEY, STAGE, STATE, Tracker
 
 #: Steps after the computing stages; cheap, and they look at the registry, so they run every time.
 LAST_STAGES = ("decide", "report", "register", "release")
+#: Unreadable images that the terminal names; quarantine/ and MLflow have all.
+SHOWN_BAD_IMAGES = 5
 #: What another attempt may cure: lost workers and nodes, dropped connections, storage that was away.
 INFRASTRUCTURE_ERRORS = (RayError, ConnectionError, TimeoutError, OSError)
 
@@ -202,6 +206,17 @@ class Workflow:
         self.tracker.end(self._stage_run, "FINISHED")
         self.tracker.tag(parent_id, f"cca.stage.{name}", f"run {self._stage_run}")
         self.progress.end_stage(name, "adopted" if planned.done else f"{time.monotonic() - started:.1f} s")
+        self._say_quarantine(name, manifest)
+
+    def _say_quarantine(self, name: str, manifest: Manifest) -> None:
+        """Name the images that were left out; a run goes on without them, but not silently."""
+        if name != "tokens" or not manifest.facts["quarantined"]:
+            return
+        directory = self.context.directory("tokens").sibling("quarantine")
+        bad = pa.concat_tables(shard_tables(directory)).to_pylist()
+        self.progress.line(f"     {len(bad)} images cannot be read and are left out (all of them in {directory.uri}):")
+        for row in bad[:SHOWN_BAD_IMAGES]:
+            self.progress.line(f"       {row['uri']}: {row['error']}")
 
     def _attempts(self, name: str) -> Manifest:
         """One stage with its time limit, tried again after infrastructure errors, with growing pauses."""

@@ -105,8 +105,8 @@ def test_every_binding_case_was_compared():
 
 @pytest.mark.parametrize("case", chosen("CCA", null=False, trainer="llamagen"), ids=name)
 def test_departure_l1_llamagen_cca_without_null_rows_has_no_sigmoid(case):
-    # L1: the official script with its default uncond_ratio 0 trains unlearning under the name CCA: beta is unused, nothing
-    # is divided by lambda, and rows whose negative equals the positive are pushed down.
+    # L1: the official script with its default uncond_ratio 0 trains unlearning under the name CCA: beta is unused,
+    # nothing is divided by lambda, and rows whose negative equals the positive are pushed down.
     rows = rows_of(case)
     pos, neg = rows.ratios
     lambda_ = case["lambda_"]

@@ -1,4 +1,4 @@
-"""Reads folders of images made here, writes a storage below a temporary folder: `python -m cca_core` as a user types it."""
+"""Reads folders of images made here, writes a storage below a temporary folder: `python -m cca_core` as typed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def python_m(*arguments: object, folder: Path, **env: str) -> Answer:
     done = subprocess.run(
         [sys.executable, "-m", "cca_core", *map(str, arguments)],
         cwd=folder,
-        env={**inherited, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200", **env},
+        env={**inherited, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE", "COLUMNS": "200", **env},
         capture_output=True,
         text=True,
         check=False,
@@ -50,6 +50,7 @@ def here(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["cca_core", *map(str, arguments)])
         monkeypatch.setenv("CCA_STORAGE", str(tmp_path / "storage"))
         monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr(os, "cpu_count", lambda: 1)
         try:
             code = main()
         except SystemExit as end:
@@ -93,9 +94,8 @@ def encoded(tmp_path_factory, write_images) -> Encoded:
 def test_encode_makes_tokens_that_a_user_can_open(encoded):
     assert encoded.answer.code == 0, encoded.answer.err
     lines = [line.split() for line in encoded.answer.err.splitlines() if not line.startswith(" ")]
-    assert [line[0] for line in lines] == ["tokenizer", "tokens"]
-    assert [Path(line[-1]) for line in lines] == [encoded.stage("tokenizer"), encoded.stage("tokens")]
-    assert "reused" not in encoded.answer.err
+    made = [(stage, str(encoded.stage(stage))) for stage in ("tokenizer", "tokens")]
+    assert [(line[0], line[-1]) for line in lines] == made
     table = pyarrow.dataset.dataset(encoded.stage("tokens"), format="ipc").to_table()
     names = [f"{label}/{i:03d}" for label in ("dark", "light") for i in range(20)]
     assert table.column("image_id").to_pylist() == names
@@ -123,18 +123,15 @@ def test_the_second_call_reuses_everything(encoded):
 
 
 @pytest.mark.parametrize("harm", ["missing", "truncated"])
-def test_a_shard_that_was_harmed_is_made_again(tmp_path, encoded, here, harm):
-    storage = tmp_path / "copy"
-    shutil.copytree(encoded.folder / "storage", storage)
-    shard = next(storage.glob("tokens/*/rows-0000000016*"))
+def test_a_shard_that_was_harmed_is_made_again(tmp_path, encoded, here, monkeypatch, harm):
+    shutil.copytree(encoded.folder, tmp_path / "copy", copy_function=shutil.copy2)
+    monkeypatch.chdir(tmp_path / "copy")
+    (shard,) = Path().glob("storage/tokens/*/rows-0000000016*")
     whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
     if harm == "missing":
         shard.unlink()
-    else:
-        shard.write_bytes(whole[: len(whole) // 2])
-    arguments = ["encode", "--recipe", encoded.folder / "recipe.json", "--set", "tokens.rows_per_shard=16"]
-    answer = here(*arguments, "--storage", storage)
-    assert answer.code == 0
+    assert here(*encoded.arguments, "--storage", "storage").code == 0
     assert shard.read_bytes() == whole
 
 
@@ -142,9 +139,7 @@ def test_help_lists_the_commands(tmp_path):
     answer = python_m("--help", folder=tmp_path)
     assert (answer.code, answer.err) == (0, "")
     assert "usage: python -m cca_core" in answer.out
-    for name, (_, text) in COMMANDS.items():
-        assert f"{name} " in answer.out
-        assert text in answer.out
+    assert all(name in answer.out.split() and text in answer.out for name, (_, text) in COMMANDS.items())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -153,15 +148,14 @@ def test_help_of_a_command_says_how_far_it_goes_and_what_it_takes(here, command)
     answer = here(command, "--help")
     assert (answer.code, answer.err) == (0, "")
     stage, text = COMMANDS[command]
-    assert f"{text}. Runs the stages up to '{stage}'." in answer.out
-    for option in ("--recipe RECIPE", "--set SECTION.KEY=VALUE", "--storage STORAGE"):
-        assert option in answer.out
+    for expected in (f"{text}. Runs the stages up to '{stage}'.", "--recipe RECIPE", "--set SECTION.KEY=VALUE"):
+        assert expected in answer.out
 
 
 @pytest.mark.parametrize("arguments", [[], ["decode"], ["encode", "--sett", "a=b"]])
 def test_a_command_or_option_that_is_not_there_is_refused(here, arguments):
     answer = here(*arguments)
-    assert answer.code == 2
+    assert (answer.code, answer.out) == (2, "")
     assert "usage: python -m cca_core" in answer.err
 
 
@@ -185,16 +179,15 @@ OVERRIDES = {
     "align=3": "recipe key align is a section",
     "align.beta=0": "align.beta must be positive",
     "align.beta=strong": "align.beta",
-    "align.objective=ccaa": "align.objective",
     "source.uri=/data": "source.kind=digits reads no uri",
     "source.kind=folder": "source.kind=folder needs source.uri",
     "base.checkpoint=/nowhere.pt": "no checkpoint at /nowhere.pt",
 }
 
 
-@pytest.mark.parametrize(("override", "message"), OVERRIDES.items(), ids=OVERRIDES)
+@pytest.mark.parametrize(("override", "message"), OVERRIDES.items())
 def test_a_bad_override_is_refused(here, override, message):
-    refused(here("train-tokenizer", *SMALL_OPTIONS, "--set", "tokens.image_size=8", "--set", override), message)
+    refused(here("train-tokenizer", "--set", "align.beta=0.1", "--set", override), message)
 
 
 RECIPES = {
