@@ -15,7 +15,7 @@ from pathlib import Path
 from cca_core.config import ConfigError, Recipe, from_dict, merge, parse_override
 from cca_core.stages import Context, LocalExecutor, plan, run_stage
 from cca_core.stages.graph import active
-from cca_core.stages.inputs import input_digests
+from cca_core.stages.inputs import check_checkpoints, input_digests
 from cca_core.stages.table import markdown_table, table_rows
 from cca_core.store import Store
 
@@ -81,6 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
     store = Store(arguments.storage)
     store.check_writable()
     digests = plan(recipe, input_digests(recipe))
+    check_checkpoints(recipe)
     progress = Progress()
     stage_name = ""
 

@@ -94,7 +94,7 @@ def parse(body: bytes) -> ImageRequest:
         request = ImageRequest.model_validate(asked)
     except ValidationError as error:
         first = error.errors()[0]
-        where = _plain(".".join(str(part) for part in first["loc"]))
+        where = _plain(".".join(str(part) for part in first["loc"])) or "body"
         code = "unknown_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
         raise ApiError(400, f"{where}: {_plain(first['msg'])}", where, code) from None
     if request.seed + request.n - 1 > MAX_SEED:

@@ -103,7 +103,7 @@ def wait_running(address: str, *, timeout_s: float, say: Callable[[str], None] =
 
 def _client(address: str) -> ServeSubmissionClient:
     try:
-        return ServeSubmissionClient(address, headers=_token())
+        return ServeSubmissionClient(address, headers=token_header())
     except AuthenticationError as error:
         raise ConfigError(
             f"the Ray dashboard at {address} asks for another token: put its token into RAY_AUTH_TOKEN"
@@ -112,9 +112,11 @@ def _client(address: str) -> ServeSubmissionClient:
         raise ConfigError(f"no Ray dashboard answers at {address}: correct CCA_SERVE_ADDRESS") from error
 
 
-def _token() -> dict[str, str] | None:
-    """Ray guards the dashboard of a cluster that it starts itself; its client sends the token only in a process that
-    has started or joined one, or where RAY_AUTH_MODE says so."""
+def token_header() -> dict[str, str] | None:
+    """What opens a guarded dashboard: clusters that Ray starts itself have one.
+
+    Ray's client sends its token only in a process that has started or joined a cluster, or where RAY_AUTH_MODE says so.
+    """
     if "RAY_AUTH_MODE" in os.environ:
         return None
     file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")

@@ -23,11 +23,8 @@ from cca_core.config import ConfigError, ExecutionConfig
 from cca_core.stages.run import OnLog, OnProgress
 from cca_core.store import Store
 from cca_core.train.distributed import pick_device, world
-from cca_core.train.fit import NonFiniteError
 from cca_core.workers.ranges import RangeWorker
-
-#: Errors that another attempt would meet again: they pass from a worker to the driver as they are.
-FINAL_ERRORS = (ConfigError, NonFiniteError)
+from pipelines.ray_errors import FINAL_ERRORS, Guarded, final_cause, report_of
 
 
 class RayExecutor:
@@ -71,15 +68,16 @@ class RayExecutor:
         actors = min(self.execution.num_actors, len(units))
         blocks = min(len(units), 1024)
         data = ray.data.from_items(list(units), override_num_blocks=blocks).map_batches(
-            worker,
-            fn_constructor_kwargs={**arguments, "num_threads": self._threads(actors)},
+            Guarded,
+            fn_constructor_args=(worker, {**arguments, "num_threads": self._threads(actors)}),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=actors),
             num_cpus=1,
             num_gpus=self._gpus(actors),
         )
         try:
-            for done, report in enumerate(data.iter_rows(), start=1):
+            for done, row in enumerate(data.iter_rows(), start=1):
+                report = report_of(row["outcome"])
                 self.on_progress(done, len(units))
                 yield report
         except RayError as error:
@@ -196,18 +194,6 @@ def train_worker(config: dict[str, Any]) -> None:
 def call_worker(job: Callable[..., Any], arguments: dict[str, Any], queue: Queue, threads: int) -> Any:
     torch.set_num_threads(threads)
     return job(on_log=queue.put, **arguments)
-
-
-def final_cause(error: BaseException) -> BaseException:
-    """The final error inside what Ray raised, or Ray's own error where there is none."""
-    seen: set[int] = set()
-    inner: BaseException | None = error
-    while inner is not None and id(inner) not in seen:
-        seen.add(id(inner))
-        if isinstance(inner, FINAL_ERRORS):
-            return inner
-        inner = getattr(inner, "cause", None) or inner.__cause__ or inner.__context__
-    return error
 
 
 @contextmanager

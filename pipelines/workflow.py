@@ -18,7 +18,7 @@ from cca_core.dataset import shard_tables
 from cca_core.manifest import Manifest
 from cca_core.stages import Context, run_stage
 from cca_core.stages.graph import StageSpec, active, plan
-from cca_core.stages.inputs import input_digests
+from cca_core.stages.inputs import check_checkpoints, input_digests
 from cca_core.stages.table import markdown_table, table_rows
 from cca_core.store import Store
 from pipelines.finish import Finish
@@ -78,6 +78,8 @@ def make_plan(recipe: Recipe, settings: Settings) -> Plan:
     store.check_writable()
     inputs = input_digests(recipe)
     digests = plan(recipe, inputs)
+    if store.directory("base", digests["base"]).manifest() is None:
+        check_checkpoints(recipe)
     stages = []
     for spec in active(recipe):
         directory = store.directory(spec.name, digests[spec.name])

@@ -42,18 +42,21 @@ def cca(folder: Path, *arguments: str, env: dict[str, str] | None = None, timeou
 
 
 class Driver:
-    """A running `cca run` whose output can be waited for."""
+    """A running `cca run` (or another verb) whose output can be waited for."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(
+        self, folder: Path, *arguments: str, verb: tuple[str, ...] = ("run", str(TINY)), own_session: bool = False
+    ) -> None:
         self.lines: list[str] = []
         self.changed = threading.Condition()
         self.process = subprocess.Popen(
-            command("run", str(TINY), *arguments),
+            command(*verb, *arguments),
             cwd=folder,
             env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=own_session,
         )
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
@@ -72,15 +75,21 @@ class Driver:
     def output(self) -> str:
         return "\n".join(self.lines)
 
+    def wait_line(self, pattern: str, timeout_s: float = 240) -> re.Match[str]:
+        """Until a line of the output starts with ``pattern``."""
+
+        def found() -> re.Match[str] | None:
+            return next(filter(None, (re.match(pattern, line) for line in self.lines)), None)
+
+        with self.changed:
+            self.changed.wait_for(lambda: found() or self.process.poll() is not None, timeout_s)
+        match = found()
+        assert match, f"never said {pattern!r}:\n{self.output}"
+        return match
+
     def wait_stage(self, stage: str, timeout_s: float = 240) -> None:
         """Until the driver says that it is in ``stage``."""
-        pattern = re.compile(rf"^ +{stage} ")
-        with self.changed:
-            seen = self.changed.wait_for(
-                lambda: any(pattern.match(line) for line in self.lines) or self.process.poll() is not None, timeout_s
-            )
-        assert seen, f"never reached {stage}:\n{self.output}"
-        assert any(pattern.match(line) for line in self.lines), f"ended before {stage}:\n{self.output}"
+        self.wait_line(rf" +{stage} ", timeout_s)
 
     def kill(self) -> None:
         """kill -9 of the driver alone."""

@@ -37,7 +37,7 @@ def pad_rows(tensor: Tensor, rows: int) -> Tensor:
     return torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])]) if missing else tensor
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: its tensors could not be scored with gradients afterwards
 def generate(
     model: ARImageModel,
     cond: Cond,

@@ -12,9 +12,10 @@ import fsspec
 import torch
 from torch import Tensor, nn
 
-from cca_core.bundle import is_bundle, read_bundle
+from cca_core.bundle import is_bundle, read_bundle, read_info
 from cca_core.config import ConfigError
 from cca_core.models.base import ARImageModel, ImageTokenizer
+from cca_core.models.family import Family
 from cca_core.models.registry import detect, family
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -83,13 +84,30 @@ def fill(build: Callable[[Any], Module], spec: Any, tensors: Mapping[str, Tensor
     return module
 
 
-def _check_spec(spec: Any, asked: Mapping[str, Any], origin: str) -> None:
-    """A bundle knows its spec; what the caller states must agree with it."""
+def _bundle_spec(uri: str, part: str, asked: Mapping[str, Any]) -> tuple[Family, Any]:
+    """Family and spec of a bundle's part; a bundle knows its spec, so what the caller states must agree with it."""
+    info = read_info(uri)
+    found = info.model if part == "model" else info.tokenizer
+    if found is None:
+        raise ConfigError(f"the bundle {uri} holds no {part}")
+    chosen = family(found.family)
+    spec = (chosen.model_spec_type if part == "model" else chosen.tokenizer_spec_type)(**found.spec)
     known = {field.name for field in fields(spec)}
     for key, value in asked.items():
         if key not in known or getattr(spec, key) != value:
             actual = getattr(spec, key, "no such field")
-            raise ConfigError(f"{origin} is a bundle with its own spec: {key}={value} contradicts it ({actual})")
+            raise ConfigError(f"{uri} is a bundle with its own spec: {key}={value} contradicts it ({actual})")
+    return chosen, spec
+
+
+def read_spec(path_or_uri: str, part: str, *, weights: str = "model", **spec: Any) -> Any:
+    """The spec of a checkpoint's ``part`` ("model" or "tokenizer") without building it; errors as in load_model."""
+    if is_bundle(path_or_uri):
+        return _bundle_spec(path_or_uri, part, spec)[1]
+    state = read_official(path_or_uri, weights=weights)
+    _, chosen = detect(state, part)
+    derive = chosen.official_model_spec if part == "model" else chosen.official_tokenizer_spec
+    return derive(state, **spec)[0]
 
 
 def load_model(
@@ -111,13 +129,8 @@ def load_model(
     """
     del tokenizer
     if is_bundle(path_or_uri):
-        bundle = read_bundle(path_or_uri)
-        if bundle.info.model is None:
-            raise ConfigError(f"the bundle {path_or_uri} holds a tokenizer only")
-        chosen = family(bundle.info.model.family)
-        model_spec = chosen.model_spec_type(**bundle.info.model.spec)
-        _check_spec(model_spec, spec, path_or_uri)
-        tensors = bundle.model_tensors
+        chosen, model_spec = _bundle_spec(path_or_uri, "model", spec)
+        tensors = read_bundle(path_or_uri).model_tensors
     else:
         state = read_official(path_or_uri, weights=weights)
         _, chosen = detect(state, "model")
@@ -130,13 +143,8 @@ def load_tokenizer(
 ) -> ImageTokenizer:
     """Load an image tokenizer from a bundle directory or an official file, in eval mode."""
     if is_bundle(path_or_uri):
-        bundle = read_bundle(path_or_uri)
-        if bundle.info.tokenizer is None:
-            raise ConfigError(f"the bundle {path_or_uri} holds no tokenizer")
-        chosen = family(bundle.info.tokenizer.family)
-        tokenizer_spec = chosen.tokenizer_spec_type(**bundle.info.tokenizer.spec)
-        _check_spec(tokenizer_spec, spec, path_or_uri)
-        tensors = bundle.tokenizer_tensors
+        chosen, tokenizer_spec = _bundle_spec(path_or_uri, "tokenizer", spec)
+        tensors = read_bundle(path_or_uri).tokenizer_tensors
     else:
         state = read_official(path_or_uri)
         _, chosen = detect(state, "tokenizer")

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from cca_core.bundle import INFO_NAME, MODEL_NAME, TOKENIZER_NAME, is_bundle
-from cca_core.config import ConfigError, Recipe
+from cca_core.config import Recipe
 from cca_core.dataset import TokenDataset, class_names
 from cca_core.manifest import Manifest
 from cca_core.models import load_model, load_tokenizer
+from cca_core.stages.inputs import check_fit
 from cca_core.stages.run import Context
 from cca_core.store import StageDirectory
 from cca_core.train.jobs import CURVE_NAME, bundle_info, train_base, write_bundle
@@ -57,16 +58,13 @@ def import_base(
     tokenizer = load_tokenizer(tokenizer_uri)
     spec = {} if is_bundle(uri) else {"num_tokens": dataset.num_tokens}
     model = load_model(uri, weights=recipe.base.weights, **spec)
-    for what, have, want in (
-        ("vocabulary", model.spec.vocab_size, tokenizer.spec.codebook_size),
-        ("tokens per image", model.spec.num_tokens, dataset.num_tokens),
-        ("classes", model.spec.num_classes, dataset.num_classes),
-    ):
-        if have != want:
-            raise ConfigError(
-                f"the checkpoint {uri} has {what} {have}, the data set has {want}: use the tokenizer, image size and "
-                "classes that the checkpoint was trained with"
-            )
+    check_fit(
+        uri,
+        model.spec,
+        codebook_size=tokenizer.spec.codebook_size,
+        num_tokens=dataset.num_tokens,
+        num_classes=dataset.num_classes,
+    )
     write_bundle(
         directory,
         bundle_info(model, tokenizer, recipe, class_names(tokens), {"base": directory.digest}),

@@ -8,7 +8,10 @@ import fsspec
 
 from cca_core.bundle import INFO_NAME, MODEL_NAME, TOKENIZER_NAME, is_bundle
 from cca_core.config import ConfigError, Recipe
+from cca_core.models.base import ModelSpec
+from cca_core.models.load import read_spec
 from cca_core.sources import listing_digest, open_source
+from cca_core.train.tokenizer import tokenizer_spec
 
 
 def file_sha256(uri: str) -> str:
@@ -42,3 +45,32 @@ def input_digests(recipe: Recipe) -> dict[str, str]:
         if uri:
             digests[f"{part}_checkpoint"] = file_sha256(uri)
     return digests
+
+
+def check_checkpoints(recipe: Recipe) -> None:
+    """Refuse checkpoints that do not fit each other or the data before anything is computed with them."""
+    tokenizer = recipe.tokenizer.checkpoint
+    vq = read_spec(tokenizer, "tokenizer") if tokenizer else tokenizer_spec(recipe.tokenizer)
+    size, side = recipe.tokens.image_size, vq.downsample
+    if size % side:
+        raise ConfigError(f"tokens.image_size={size} is no multiple of the {side} pixels per token of {tokenizer}")
+    uri = recipe.base.checkpoint
+    if uri:
+        num_tokens, num_classes = (size // side) ** 2, len(open_source(recipe.source).list()[1])
+        asked = {} if is_bundle(uri) else {"num_tokens": num_tokens}
+        spec = read_spec(uri, "model", weights=recipe.base.weights, **asked)
+        check_fit(uri, spec, codebook_size=vq.codebook_size, num_tokens=num_tokens, num_classes=num_classes)
+
+
+def check_fit(uri: str, spec: ModelSpec, *, codebook_size: int, num_tokens: int, num_classes: int) -> None:
+    """Refuse a model that was made for another codebook, number of tokens or number of classes."""
+    for what, have, want in (
+        ("vocabulary", spec.vocab_size, codebook_size),
+        ("tokens per image", spec.num_tokens, num_tokens),
+        ("classes", spec.num_classes, num_classes),
+    ):
+        if have != want:
+            raise ConfigError(
+                f"the checkpoint {uri} has {what} {have}, the data set has {want}: use the tokenizer, image size and "
+                "classes that the checkpoint was trained with"
+            )

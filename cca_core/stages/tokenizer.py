@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from cca_core.bundle import INFO_NAME, TOKENIZER_NAME
-from cca_core.config import ConfigError, Recipe
+from cca_core.config import Recipe
 from cca_core.generate import decode_images
 from cca_core.manifest import Manifest
 from cca_core.models import ImageTokenizer, load_tokenizer, to_uint8
@@ -39,12 +39,6 @@ def import_tokenizer(*, on_log: Callable[..., None], directory: StageDirectory, 
     """Read the recipe's tokenizer checkpoint and write it as a bundle."""
     del on_log
     tokenizer = load_tokenizer(recipe.tokenizer.checkpoint)
-    if recipe.tokens.image_size % tokenizer.spec.downsample:
-        raise ConfigError(
-            f"tokens.image_size={recipe.tokens.image_size} is no multiple of the {tokenizer.spec.downsample} "
-            f"pixels per "
-            f"token of {recipe.tokenizer.checkpoint}"
-        )
     write_bundle(directory, bundle_info(None, tokenizer, recipe, (), {}), None, tokenizer)
     return {"imported": 1}
 

@@ -146,7 +146,7 @@ def _accumulate(
     sums: dict[str, torch.Tensor] = {}
     for index, (number, batch) in enumerate(mine):
         # Dropout masks belong to the micro-batch, not to the rank that happens to run it.
-        torch.manual_seed((batches.seed * 1_000_003 + step) * 65_537 + number)
+        torch.manual_seed(((batches.seed * 1_000_003 + step) * 65_537 + number) % (1 << 63))
         with nullcontext() if index == len(mine) - 1 else wrapped.no_sync():
             output: LossOutput = objective.step(wrapped, to_device(batch, world.device))
             # DDP averages over ranks; the loss is a sum over rows divided by the global count.

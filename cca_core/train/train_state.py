@@ -5,6 +5,7 @@ Not to be confused with a bundle. torch pickles the metadata of these files, so 
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -40,7 +41,8 @@ class TrainStates:
     def save(self, model: nn.Module, optimizer: Any, step: int, curve: list[dict[str, float]]) -> None:
         """Save from all ranks, with the curve so far; rank 0 then removes states that are no longer needed."""
         weights, moments = get_state_dict(model, optimizer)
-        loop = {"step": step, "curve": curve, "format_version": FORMAT_VERSION}
+        # As text: torch would take a list apart and then ask for exactly as many items when it loads.
+        loop = {"step": step, "curve": json.dumps(curve), "format_version": FORMAT_VERSION}
         dcp.save({"model": weights, "optimizer": moments, "loop": loop}, checkpoint_id=self._id(step))
         if dist.get_rank() == 0:
             for old in self.steps()[:-KEEP]:
@@ -54,14 +56,14 @@ class TrainStates:
         if latest[0] == 0:
             return 0, []
         weights, moments = get_state_dict(model, optimizer)
-        state = {"model": weights, "optimizer": moments, "loop": {"step": 0, "curve": [], "format_version": 0}}
+        state = {"model": weights, "optimizer": moments, "loop": {"step": 0, "curve": "", "format_version": 0}}
         dcp.load(state, checkpoint_id=self._id(latest[0]))
         if state["loop"]["format_version"] != FORMAT_VERSION:
             raise ConfigError(
                 f"the train state in {self.directory.uri} has another format: delete it to train from the start"
             )
         set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-        return int(state["loop"]["step"]), list(state["loop"]["curve"])
+        return int(state["loop"]["step"]), json.loads(state["loop"]["curve"])
 
     def remove(self) -> None:
         """Delete all states; called once the stage's result stands."""

@@ -17,7 +17,8 @@ from cca_core.bundle import BundleInfo, Part, bundle_files
 from cca_core.config import AlignConfig, ExecutionConfig, Recipe, ReferenceConfig, SourceConfig, TokensConfig
 from cca_core.dataset import TokenDataset, shard_tables, valid_manifest
 from cca_core.models import family
-from cca_core.models.llamagen.tokenizer import VQSpec
+from cca_core.models.llamagen.network import LlamaGen
+from cca_core.models.llamagen.tokenizer import VQSpec, VQTokenizer
 from cca_core.stages import Context, LocalExecutor, run_stage
 from cca_core.store import StageDirectory, Store
 from tests.invariant.interruptions import InOrder, Killed, back, files, stamps, turn
@@ -124,6 +125,13 @@ def test_the_shard_size_changes_the_files_but_not_the_rows(tokens, plain, tmp_pa
     assert pa.concat_tables(shard_tables(other)).equals(pa.concat_tables(shard_tables(expected)))
 
 
+def test_every_call_of_the_tokenizer_has_the_shape_of_a_full_batch(tokens, tmp_path, monkeypatch):
+    shapes, encode = [], VQTokenizer.encode
+    monkeypatch.setattr(VQTokenizer, "encode", lambda self, images: shapes.append(images.shape) or encode(self, images))
+    tokens.run(tmp_path, InOrder())
+    assert set(shapes) == {(8, 3, 8, 8)}
+
+
 class Reference:
     """The reference stage over random tokens, with a random base: two epochs, held-out images among the rows."""
 
@@ -218,8 +226,11 @@ def test_the_reference_is_the_same_for_any_order_and_after_an_interruption(refer
     assert {k.replace("again", "plain"): v for k, v in reference.shards("again").items()} == plain
 
 
-def test_the_shard_size_does_not_change_the_reference(reference, scored):
+def test_the_shard_size_does_not_change_the_reference(reference, scored, monkeypatch):
+    shapes, forward = [], LlamaGen.forward
+    monkeypatch.setattr(LlamaGen, "forward", lambda self, *row: shapes.append(row[0].shape) or forward(self, *row))
     other = reference.run("larger", InOrder(), rows_per_shard=33)
+    assert set(shapes) == {(8, 16)}, "every call has the shape of a full batch"
     for epoch in range(2):
         expected = columns(scored, epoch)
         for name, values in columns(other, epoch).items():

@@ -57,11 +57,12 @@ def test_purposes_draw_independently():
 
 def test_negatives_follow_the_classes_of_the_data():
     share = np.array([0.6, 0.3, 0.1])
-    labels = np.random.default_rng(1).choice(3, size=N, p=share)
+    labels = np.sort(np.random.default_rng(1).choice(3, size=N, p=share))  # as a folder lists them
+    labels_of = np.random.default_rng(2).permutation(labels)
     negatives = pairs.negatives(HASHES, labels, seed=5, epoch=0)
     p = np.bincount(labels) / N
     assert np.abs(np.bincount(negatives) / N - p).max() < 5 * 0.5 / N**0.5
-    assert abs((negatives == labels).mean() - (p**2).sum()) < 5 * 0.5 / N**0.5
+    assert abs((negatives == labels_of).mean() - (p**2).sum()) < 5 * 0.5 / N**0.5
 
 
 def batches(directory: StageDirectory, *, null_share: float = 0.1, micro_batch: int = 8) -> BatchSource:
@@ -78,7 +79,9 @@ def batches(directory: StageDirectory, *, null_share: float = 0.1, micro_batch: 
 
 def rows_of(source: BatchSource, step: int, world_size: int) -> list[list[Any]]:
     """The weighted rows of a global step in order, whoever holds them."""
-    dealt = [mb for rank in range(world_size) for mb in source.micro_batches(step, rank=rank, world_size=world_size)]
+    ranks = [list(source.micro_batches(step, rank=rank, world_size=world_size)) for rank in range(world_size)]
+    assert len({len(rank) for rank in ranks}) == 1, "collectives need as many micro-batches on every rank"
+    dealt = [numbered for rank in ranks for numbered in rank]
     rows = []
     for _, batch in sorted(dealt, key=lambda numbered: numbered[0]):
         keep = batch.weight_B > 0

@@ -75,6 +75,14 @@ def test_the_batch_size_changes_rounding_only(model, sampling, batch_size):
     assert same.sum() >= 23
 
 
+@pytest.mark.parametrize("count", [1, 8, 13])
+def test_every_call_has_the_shape_of_a_full_batch(model, count, monkeypatch):
+    rows, _ = watch(model, monkeypatch)
+    tokens = generate(model, CLASSES[:count], Sampling(), SEEDS[:count], batch_size=8)
+    assert tokens.shape == (count, 16)
+    assert rows == [8] * 16 * -(-count // 8)
+
+
 @pytest.mark.parametrize("other", ["seeds", "classes", "sampling"])
 def test_seed_condition_and_sampling_each_count(model, other):
     expected = generate(model, CLASSES, Sampling(), SEEDS)

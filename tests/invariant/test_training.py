@@ -14,6 +14,7 @@ from cca_core.bundle import BundleInfo, Part, bundle_files
 from cca_core.config import AlignConfig, ExecutionConfig, Recipe, TokensConfig
 from cca_core.stages import Context, LocalExecutor, run_stage
 from cca_core.store import StageDirectory, Store
+from cca_core.train.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
 from tests.invariant.trajectories import (
     DIGESTS,
     EPOCHS,
@@ -23,7 +24,9 @@ from tests.invariant.trajectories import (
     Setting,
     Trajectory,
     batch_source,
+    objective_of,
     on_two_ranks,
+    policy,
     train,
 )
 
@@ -109,6 +112,28 @@ def test_different_runs_are_told_apart(root, one_rank):
     drifted = replace(one_rank, weights={name: value + 1e-6 for name, value in one_rank.weights.items()})
     with pytest.raises(AssertionError, match="has a direction"):
         same(drifted, one_rank)
+
+
+@pytest.mark.parametrize("setting", [Setting(), LIKELIHOOD], ids=["cca", "likelihood"])
+def test_the_loop_is_the_plain_one(root, setting):
+    model = policy(root).train()
+    objective, optimizer = objective_of(setting), build_optimizer(model, OPTIM)
+    batches = batch_source(root, replace(setting, micro_batch=1000))
+    losses, norms = [], []
+    for step in range(STEPS):
+        ((_, batch),) = batches.micro_batches(step, rank=0, world_size=1)
+        output = objective.step(model, batch)
+        mean = output.loss_sum / len(batches.images(step))
+        set_learning_rate(optimizer, learning_rate(OPTIM, step, STEPS))
+        optimizer.zero_grad()
+        mean.backward()
+        norms.append(clip_gradients(model, OPTIM).item())
+        optimizer.step()
+        losses.append(mean.item())
+    run = train(root, setting)
+    assert run.column("loss") == pytest.approx(losses, rel=1e-4)
+    assert run.column("grad_norm") == pytest.approx(norms, rel=1e-4)
+    same(run, replace(run, weights=model.state_dict()))
 
 
 def test_both_ranks_hold_the_same_weights(two_ranks):

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from cca_core import pairs
 from cca_core.config import OptimConfig
 from cca_core.dataset import ReferenceColumns, TokenDataset
-from cca_core.models import load_model
-from cca_core.objectives import CCA, Likelihood
+from cca_core.models import ARImageModel, load_model
+from cca_core.objectives import CCA, Likelihood, Objective
 from cca_core.store import Store
 from cca_core.train.batches import BatchSource, CachedReference, OnlineReference
 from cca_core.train.distributed import world
@@ -80,13 +80,23 @@ def batch_source(root: str, setting: Setting) -> BatchSource:
     )
 
 
-def train(root: str, setting: Setting) -> Trajectory:
-    """One run, on as many ranks as call this."""
+def policy(root: str) -> ARImageModel:
+    """The base, moved a little: a policy equal to its reference has log-ratios whose sign is rounding noise."""
     model = load_model(Store(root).directory("base", DIGESTS["base"]).uri)
     generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():  # a policy equal to its reference has log-ratios of zero, whose sign is rounding noise
+    with torch.no_grad():
         for parameter in model.parameters():
             parameter += torch.randn(parameter.shape, generator=generator) / 32
+    return model
+
+
+def objective_of(setting: Setting) -> Objective:
+    return CCA(beta=0.3, lambda_=2.0) if setting.objective == "cca" else Likelihood()
+
+
+def train(root: str, setting: Setting) -> Trajectory:
+    """One run, on as many ranks as call this."""
+    model = policy(root)
     result = Trajectory()
 
     def on_log(record: dict[str, float]) -> None:
@@ -94,12 +104,11 @@ def train(root: str, setting: Setting) -> Trajectory:
             raise Lost
 
     states = TrainStates(Store(root).directory("align", setting.states)) if setting.states else None
-    objective = CCA(beta=0.3, lambda_=2.0) if setting.objective == "cca" else Likelihood()
     with world(CPU) as group:
         try:
             done = fit(
                 model,
-                objective,
+                objective_of(setting),
                 batch_source(root, setting),
                 OPTIM,
                 epochs=EPOCHS,

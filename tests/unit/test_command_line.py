@@ -14,10 +14,8 @@ import pyarrow.dataset
 import pytest
 
 from cca_core.__main__ import COMMANDS, main
-from cca_core.manifest import MANIFEST_NAME, Manifest
 
 ROOT = Path(__file__).resolve().parents[2]
-#: A tokenizer that takes a second.
 SMALL = {"tokenizer": {"epochs": 1, "codebook_size": 8, "batch_size": 16}, "tokens": {"rows_per_shard": 100}}
 SMALL_OPTIONS = ["--set", "tokenizer.epochs=1", "--set", "tokenizer.codebook_size=8"]
 
@@ -46,11 +44,12 @@ def python_m(*arguments: object, folder: Path, **env: str) -> Answer:
 def here(tmp_path, monkeypatch, capsys):
     """The same command inside this process, for the many that end before any work."""
 
+    monkeypatch.setenv("CCA_STORAGE", str(tmp_path / "storage"))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+
     def run(*arguments: object) -> Answer:
         monkeypatch.setattr(sys, "argv", ["cca_core", *map(str, arguments)])
-        monkeypatch.setenv("CCA_STORAGE", str(tmp_path / "storage"))
-        monkeypatch.setenv("COLUMNS", "200")
-        monkeypatch.setattr(os, "cpu_count", lambda: 1)
         try:
             code = main()
         except SystemExit as end:
@@ -60,24 +59,13 @@ def here(tmp_path, monkeypatch, capsys):
     return run
 
 
-def source(folder: Path) -> list[str]:
-    return ["--set", "source.kind=folder", "--set", f"source.uri={folder}"]
-
-
-def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """Bytes and time of writing of every file below a folder."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
-
-
 class Encoded(NamedTuple):
     answer: Answer
     folder: Path
     arguments: list[object]
 
     def stage(self, name: str) -> Path:
-        (directory,) = (self.folder / "storage" / name).iterdir()
-        return directory
+        return next((self.folder / "storage" / name).iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +87,8 @@ def test_encode_makes_tokens_that_a_user_can_open(encoded):
     table = pyarrow.dataset.dataset(encoded.stage("tokens"), format="ipc").to_table()
     names = [f"{label}/{i:03d}" for label in ("dark", "light") for i in range(20)]
     assert table.column("image_id").to_pylist() == names
-    assert table.column("label").to_pylist() == [0] * 20 + [1] * 20
     assert max(map(max, table.column("tokens").to_pylist())) < 8
-    shards = sorted(path.name for path in encoded.stage("tokens").glob("rows-*"))
+    shards = list(encoded.stage("tokens").glob("rows-*"))
     assert len(shards) == 3, "the override beats the recipe file: 41 images in shards of 16"
 
 
@@ -110,16 +97,17 @@ def test_a_broken_file_is_listed_in_quarantine_and_the_run_goes_on(encoded):
     assert [row["image_id"] for row in rows] == ["dark/broken"]
     assert rows[0]["uri"].endswith("images/dark/broken.png")
     assert rows[0]["error"]
-    manifest = Manifest.from_json((encoded.stage("tokens") / MANIFEST_NAME).read_bytes())
-    assert (manifest.facts["num_images"], manifest.facts["quarantined"]) == (40, 1)
 
 
 def test_the_second_call_reuses_everything(encoded):
-    before = contents(encoded.folder)
+    def written() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in encoded.folder.glob("storage/*/*/*")}
+
+    before = written()
     again = python_m(*encoded.arguments, "--set", "execution.device=cpu", folder=encoded.folder, CCA_STORAGE="storage")
     assert again.code == 0, again.err
     assert [line.split()[:2] for line in again.err.splitlines()] == [["tokenizer", "reused"], ["tokens", "reused"]]
-    assert contents(encoded.folder) == before
+    assert written() == before
 
 
 @pytest.mark.parametrize("harm", ["missing", "truncated"])
@@ -139,8 +127,7 @@ def test_help_lists_the_commands(tmp_path):
     answer = python_m("--help", folder=tmp_path)
     assert (answer.code, answer.err) == (0, "")
     assert "usage: python -m cca_core" in answer.out
-    assert all(name in answer.out.split() and text in answer.out for name, (_, text) in COMMANDS.items())
-    assert list(tmp_path.iterdir()) == []
+    assert all(name in answer.out and text in answer.out for name, (_, text) in COMMANDS.items())
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -148,24 +135,17 @@ def test_help_of_a_command_says_how_far_it_goes_and_what_it_takes(here, command)
     answer = here(command, "--help")
     assert (answer.code, answer.err) == (0, "")
     stage, text = COMMANDS[command]
-    for expected in (f"{text}. Runs the stages up to '{stage}'.", "--recipe RECIPE", "--set SECTION.KEY=VALUE"):
-        assert expected in answer.out
-
-
-@pytest.mark.parametrize("arguments", [[], ["decode"], ["encode", "--sett", "a=b"]])
-def test_a_command_or_option_that_is_not_there_is_refused(here, arguments):
-    answer = here(*arguments)
-    assert (answer.code, answer.out) == (2, "")
-    assert "usage: python -m cca_core" in answer.err
+    assert f"{text}. Runs the stages up to '{stage}'." in answer.out
+    assert "--set SECTION.KEY=VALUE" in answer.out
 
 
 def refused(answer: Answer, message: str) -> None:
     assert answer.code == 2
     assert answer.out == ""
-    *before, last = answer.err.splitlines()
+    *progress, last = answer.err.splitlines()
     assert last.startswith("error: ")
     assert message in last
-    assert not any("Traceback" in line or line.startswith("error") for line in before)
+    assert all(line.startswith(("  tokenizer: ", "tokenizer ")) for line in progress)
 
 
 def test_an_unknown_key_is_one_line_with_the_nearest(tmp_path):
@@ -176,55 +156,44 @@ def test_an_unknown_key_is_one_line_with_the_nearest(tmp_path):
 
 OVERRIDES = {
     "align.beta": "--set align.beta: write section.key=value",
-    "align=3": "recipe key align is a section",
-    "align.beta=0": "align.beta must be positive",
     "align.beta=strong": "align.beta",
     "source.uri=/data": "source.kind=digits reads no uri",
-    "source.kind=folder": "source.kind=folder needs source.uri",
     "base.checkpoint=/nowhere.pt": "no checkpoint at /nowhere.pt",
 }
 
 
 @pytest.mark.parametrize(("override", "message"), OVERRIDES.items())
 def test_a_bad_override_is_refused(here, override, message):
-    refused(here("train-tokenizer", "--set", "align.beta=0.1", "--set", override), message)
+    refused(here("train-tokenizer", "--set", "align.lambda_=1", "--set", override), message)
 
 
-RECIPES = {
-    "{": "is not JSON",
-    "[]": "recipe",
-    "3": "recipe",
-    "\udcff": "recipe",
-    '{"algin": {}}': "did you mean align?",
-}
+RECIPES = {"half": b"{", "list": b"[]", "number": b"3", "binary": b"\xff", "unknown key": b'{"algin": {}}'}
 
 
-@pytest.mark.parametrize(("text", "message"), RECIPES.items(), ids=["half", "list", "number", "binary", "unknown key"])
-def test_a_bad_recipe_is_refused(here, tmp_path, text, message):
-    path = tmp_path / "recipe.json"
-    path.write_bytes(text.encode(errors="surrogateescape"))
-    refused(here("encode", "--recipe", path), message)
+@pytest.mark.parametrize("text", RECIPES.values(), ids=RECIPES)
+def test_a_bad_recipe_is_refused(here, tmp_path, text):
+    (tmp_path / "recipe.json").write_bytes(text)
+    refused(here("encode", "--recipe", tmp_path / "recipe.json"), "did you mean align?" if b"algin" in text else "JSON")
 
 
-def test_a_recipe_that_is_no_file_is_refused(here, tmp_path):
-    refused(here("encode", "--recipe", tmp_path / "none.json"), f"no recipe at {tmp_path}/none.json")
+def test_a_path_that_cannot_be_used_is_refused(here, tmp_path):
+    refused(here("encode", "--recipe", tmp_path / "none.json"), "no recipe at ")
+    (tmp_path / "file").touch()
+    refused(here("encode", "--storage", tmp_path / "file"), "set CCA_STORAGE")
     refused(here("encode", "--recipe", tmp_path), str(tmp_path))
 
 
-def test_a_storage_that_cannot_be_written_is_refused(here, tmp_path):
-    (tmp_path / "file").touch()
-    refused(here("encode", "--storage", tmp_path / "file"), "set CCA_STORAGE")
-
-
 def test_a_folder_without_two_classes_of_readable_images_is_refused(here, tmp_path, write_images):
+    def encode(folder: Path) -> Answer:
+        return here("encode", *SMALL_OPTIONS, "--set", "source.kind=folder", "--set", f"source.uri={folder}")
+
     (tmp_path / "empty").mkdir()
-    refused(here("encode", *source(tmp_path / "empty")), "no image file found")
-    refused(here("encode", *source(tmp_path / "nowhere")), "does not exist")
-    refused(here("encode", *source(write_images(tmp_path / "one", ("dark",)))), "only one class folder, dark")
+    refused(encode(tmp_path / "empty"), "no image file found")
+    refused(encode(write_images(tmp_path / "one", ("dark",))), "only one class folder, dark")
     two = write_images(tmp_path / "two")
     for path in (two / "light").iterdir():
         path.write_bytes(b"not an image")
-    refused(here("encode", *SMALL_OPTIONS, *source(two)), "images of one class only (dark)")
+    refused(encode(two), "images of one class only (dark)")
     for path in (two / "dark").iterdir():
         path.write_bytes(b"")
-    refused(here("encode", *SMALL_OPTIONS, *source(two)), "no readable image among the 40")
+    refused(encode(two), "no readable image among the 40")

@@ -186,3 +186,7 @@ def test_what_comes_from_outside_counts_by_content():
     inputs = INPUTS | {"base_checkpoint": "b" * 64}
     assert plan(one, inputs) == plan(other, inputs)
     assert plan(one, inputs)["base"] != plan(one, INPUTS | {"base_checkpoint": "c" * 64})["base"]
+    # An imported tokenizer was trained on nothing of ours, but what is held out stands among the tokens.
+    before = recipe("tokenizer.checkpoint=vq.pt")
+    others = changed("tokenizer.checkpoint=vq.pt", "source.held_out_fraction=0.3", before=before)
+    assert others == EVERYTHING - {"tokenizer"}

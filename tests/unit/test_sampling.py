@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cca_core.config import ConfigError
 from cca_core.generate import Sampling, calls_per_image, draw, filtered_probs, generate
+from cca_core.pairs import sequence_uniforms
 
 #: 1 - 2^-32 is the largest uniform that generation draws; the next float64 below 1 is the hardest case.
 LARGEST = (1 - 2**-32, math.nextafter(1.0, 0.0))
@@ -41,7 +42,7 @@ def test_temperature_divides_the_logits():
     torch.testing.assert_close(
         filtered_probs(logits, Sampling(temperature=0.5))[0], torch.tensor([0.01, 0.09, 0.36]) / 0.46
     )
-    assert drawn(logits, LARGEST[1], 0.0, temperature=1e-9) == [2, 2], "the smallest temperature is no division by 0"
+    assert drawn(logits, LARGEST[1], 0.0, temperature=1e-45) == [2, 2], "the smallest temperature is no division by 0"
     flat = filtered_probs(logits, Sampling(temperature=1e9))
     torch.testing.assert_close(flat, torch.full((1, 3), 1 / 3))
 
@@ -118,6 +119,12 @@ def test_a_token_is_the_first_whose_cumulative_probability_exceeds_the_uniform()
     assert drawn(logits, 0.0, 0.499, 0.501, 0.749, 0.751, LARGEST[0]) == [0, 0, 1, 1, 2, 2]
 
 
+def test_a_large_vocabulary_is_told_apart():
+    size = 1_000_003
+    tokens = torch.tensor([0, 7, size // 3, size // 2, size - 2, size - 1])
+    assert drawn(torch.zeros(1, size), *((tokens.double() + 0.5) / size).tolist()) == tokens.tolist()
+
+
 @pytest.mark.parametrize("uniform", [0.0, *LARGEST])
 @pytest.mark.parametrize("settings", [{}, {"top_k": 3}, {"top_p": 0.7}, {"temperature": 0.01}, {"temperature": 50.0}])
 def test_no_uniform_draws_a_token_without_probability(uniform, settings):
@@ -155,6 +162,13 @@ def test_a_sequence_is_a_function_of_condition_seed_and_sampling(random_llamagen
         assert not torch.equal(tokens[0], tokens[4])
         assert torch.equal(generate(model, classes.flip(0), sampling, seeds.flip(0), batch_size=4).flip(0), tokens)
         assert torch.equal(generate(model, classes[2:3], sampling, seeds[2:3], batch_size=4)[0], tokens[2])
+
+
+def test_every_token_has_a_uniform_of_its_own(random_llamagen):
+    model, seeds = random_llamagen(), torch.tensor([3, 4])
+    torch.nn.init.zeros_(model.output.weight)  # every token as likely
+    tokens = generate(model, torch.tensor([0, 1]), Sampling(), seeds)
+    assert tokens.tolist() == (sequence_uniforms(seeds.numpy(), 16) * 24).astype(int).tolist()
 
 
 def test_no_sequence_is_an_empty_answer(random_llamagen):

@@ -58,7 +58,10 @@ def model_spec(
     if num_heads is None:
         num_heads = OFFICIAL_HEADS.get((num_layers, dim))
         if num_heads is None:
-            raise ConfigError(f"{num_layers} layers of width {dim} is no official LlamaGen size: pass num_heads=")
+            raise ConfigError(
+                f"{num_layers} layers of width {dim} is no official LlamaGen size: pass num_heads= "
+                "(or make a bundle of the file with cca convert --num-heads)"
+            )
     if dim % num_heads:
         raise ConfigError(f"num_heads={num_heads} does not divide the width {dim} of the file")
     qkv_rows = tensors["layers.0.attention.wqkv.weight"].shape[0]

@@ -1,0 +1,86 @@
+"""Reads and writes nothing: how an error travels from a worker's own code to the driver, and which ones are final."""
+
+from __future__ import annotations
+
+import json
+import logging
+import traceback
+from typing import Any
+
+from ray.exceptions import RayError, RayTaskError
+
+from cca_core.config import ConfigError
+from cca_core.train.fit import NonFiniteError
+from cca_core.workers.ranges import RangeWorker
+
+#: Errors that another attempt would meet again, and that say all there is to say.
+FINAL_ERRORS = (ConfigError, NonFiniteError)
+log = logging.getLogger(__name__)
+
+
+class WorkerError(RuntimeError):
+    """A worker's own code failed: not the infrastructure's fault, so it is not tried again."""
+
+
+class Guarded:
+    """A worker for Ray Data that answers with a report or with what was raised, as JSON.
+
+    Ray Data makes one error type of whatever a worker raises, in which a wrong configuration and a dropped connection
+    look alike.
+    """
+
+    def __init__(self, worker: type[RangeWorker], arguments: dict[str, Any]) -> None:
+        self.worker, self.failure = None, ""
+        try:
+            self.worker = worker(**arguments)
+        except Exception as error:
+            self.failure = describe(error)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        return {"outcome": [self.failure or self._run(batch)]}
+
+    def _run(self, batch: dict[str, Any]) -> str:
+        assert self.worker is not None
+        try:
+            columns = self.worker(batch)
+        except Exception as error:
+            return describe(error)
+        return json.dumps({name: values[0] for name, values in columns.items()})
+
+
+def describe(error: Exception) -> str:
+    """An error as JSON: its type as far as the driver has to tell them apart, its text, where it was raised."""
+    log.exception("worker failed", exc_info=error)
+    kinds = {kind.__name__: kind for kind in (*FINAL_ERRORS, OSError)}
+    kind = next((name for name, kind in kinds.items() if isinstance(error, kind)), "")
+    text = str(error) if kind else f"{type(error).__name__}: {error}"
+    return json.dumps({"error": text, "kind": kind, "trace": "".join(traceback.format_exception(error))})
+
+
+def report_of(outcome: str) -> dict[str, Any]:
+    """The report in an outcome; raises what the worker raised."""
+    found = json.loads(outcome)
+    if "error" not in found:
+        return found
+    kinds = {kind.__name__: kind for kind in (*FINAL_ERRORS, OSError)}
+    error = kinds.get(found["kind"], WorkerError)(found["error"])
+    error.add_note(found["trace"])
+    raise error
+
+
+def final_cause(error: BaseException) -> BaseException:
+    """What a task's own code raised, inside what Ray raised; Ray's error where Ray lost the worker or the node.
+
+    Ray's wrapper is of both types, so only an error that is not Ray's is the worker's own.
+    """
+    seen: set[int] = set()
+    inner: BaseException | None = error
+    found = error
+    while inner is not None and id(inner) not in seen:
+        seen.add(id(inner))
+        if isinstance(inner, FINAL_ERRORS) and not isinstance(inner, RayError):
+            return inner
+        if isinstance(inner, RayTaskError) and isinstance(inner.cause, Exception):
+            found = inner.cause
+        inner = getattr(inner, "cause", None) or inner.__cause__ or inner.__context__
+    return found

@@ -1,0 +1,100 @@
+"""Writes to a temporary folder: what a worker raises on Ray reaches the driver; only a lost worker is Ray's fault."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+from ray.exceptions import RayError
+
+from cca_core.config import ConfigError, ExecutionConfig
+from cca_core.store import Store
+from cca_core.workers.ranges import RangeWorker
+from pipelines.ray_errors import WorkerError
+from pipelines.ray_executor import RayExecutor
+
+
+class Raising(RangeWorker):
+    """Raises what it is told to, when it is made or when it runs."""
+
+    def __init__(self, kind: str, num_threads: int) -> None:
+        del num_threads
+        self.kind = kind
+        if kind == "made":
+            raise ConfigError("not made: do this")
+
+    def run(self, *, start: int) -> dict:
+        raising(on_log=None, kind=self.kind)
+        return {"start": start}
+
+
+def raising(*, on_log, kind: str) -> None:
+    del on_log
+    if kind == "config":
+        raise ConfigError("not this way: do that")
+    if kind == "store":
+        raise ConnectionResetError("the store went away")
+    if kind == "bug":
+        raise KeyError("a bug")
+    if kind == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def training(*, world, on_log, kind: str) -> None:
+    on_log({"step": 1.0})
+    raising(on_log=None, kind=kind)
+    del world
+
+
+@pytest.fixture(scope="module")
+def executor(tmp_path_factory):
+    records = []
+    store = Store(str(tmp_path_factory.mktemp("storage")))
+    execution = ExecutionConfig(num_actors=1, num_workers=1, max_retries=0)
+    made = RayExecutor(store, execution, "", records.append, lambda done, total: None)
+    made.records = records
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "says"),
+    [
+        ("made", ConfigError, "not made: do this"),
+        ("config", ConfigError, "not this way: do that"),
+        ("store", OSError, "the store went away"),
+        ("bug", WorkerError, "KeyError: 'a bug'"),
+    ],
+)
+def test_map_hands_on_what_the_worker_raised(executor, kind, error, says):
+    with pytest.raises(error) as caught:
+        list(executor.map(Raising, {"kind": kind}, [{"start": 0}]))
+    assert type(caught.value) is error
+    assert str(caught.value) == says
+
+
+def test_a_bug_in_a_job_is_not_taken_for_infrastructure(executor):
+    with pytest.raises(KeyError, match="a bug") as caught:
+        executor.call(raising, {"kind": "bug"})
+    assert not isinstance(caught.value, RayError)
+
+
+def test_call_hands_on_what_the_job_raised(executor):
+    with pytest.raises(ConfigError) as caught:
+        executor.call(raising, {"kind": "config"})
+    assert str(caught.value) == "not this way: do that"
+
+
+def test_train_hands_on_what_a_rank_raised_and_its_records(executor):
+    executor.records.clear()
+    with pytest.raises(ConfigError) as caught:
+        executor.train(training, {"kind": "config"})
+    assert str(caught.value) == "not this way: do that"
+    assert executor.records == [{"step": 1.0}]
+
+
+def test_a_lost_worker_is_infrastructure(executor):
+    with pytest.raises(RayError):
+        executor.call(raising, {"kind": "die"})
