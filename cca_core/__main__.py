@@ -12,7 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-from cca_core.config import ConfigError, Recipe, from_dict, merge, parse_override
+from cca_core.config import ConfigError, Recipe
+from cca_core.parse import from_dict, merge, parse_override
 from cca_core.stages import Context, LocalExecutor, plan, run_stage
 from cca_core.stages.graph import active
 from cca_core.stages.inputs import check_checkpoints, input_digests
@@ -52,9 +53,13 @@ def load_recipe(path: str | None, overrides: list[str]) -> Recipe:
     try:
         data = json.loads(Path(path).read_text()) if path else {}
     except FileNotFoundError:
-        raise ConfigError(f"no recipe at {path}") from None
-    except json.JSONDecodeError as error:
+        raise ConfigError(f"no recipe at {path}: give a JSON file") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read the recipe {path}: {error.strerror}") from None
+    except ValueError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} must hold a JSON object of sections")
     for override in overrides:
         data = merge(data, parse_override(override))
     return from_dict(Recipe, data)
@@ -98,10 +103,13 @@ def run(arguments: argparse.Namespace) -> None:
         stage_name = spec.name
         reused = context.directory(spec.name).manifest() is not None
         start = time.perf_counter()
-        run_stage(spec.name, context)
+        manifest = run_stage(spec.name, context)
         seconds = time.perf_counter() - start
         what = "reused" if reused else f"{seconds:.1f} s"
         progress.show(f"{spec.name:<10} {what:>8}  {context.directory(spec.name).uri}", final=True)
+        if spec.name == "tokens" and (bad := manifest.facts["quarantined"]):
+            where = context.directory("tokens").sibling("quarantine").uri
+            progress.show(f"  {bad} images cannot be read and are left out: see {where}", final=True)
         if spec.name == last:
             break
     if arguments.command in ("sample", "report"):

@@ -7,11 +7,8 @@ and enters no digest.
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import json
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_type_hints
+from typing import Any, ClassVar, Literal
 
 #: Read by pydantic when a recipe is validated at the edge; plain data, so that the core needs no pydantic.
 _STRICT: dict[str, Any] = {"extra": "forbid"}
@@ -306,78 +303,3 @@ class Recipe:
             f"reference.null_share_max={self.reference.null_share_max}, "
             "so the reference would lack rows: raise reference.null_share_max",
         )
-
-
-def as_dict(config: Any) -> dict[str, Any]:
-    """The configuration as JSON-ready data (tuples become lists), the form in which it enters digests."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-    return plain(dataclasses.asdict(config))
-
-
-def check_keys(cls: type, data: dict[str, Any], where: str = "") -> None:
-    """Refuse keys that the dataclass does not have, naming the nearest one it has."""
-    types = get_type_hints(cls)
-    known = {f.name: types[f.name] for f in dataclasses.fields(cls)}
-    for key, value in data.items():
-        name = f"{where}{key}"
-        if key not in known:
-            nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            hint = f"did you mean {where}{nearest[0]}?" if nearest else f"known here: {', '.join(known)}"
-            raise ConfigError(f"unknown recipe key {name}: {hint}")
-        if dataclasses.is_dataclass(known[key]):
-            if not isinstance(value, dict):
-                raise ConfigError(
-                    f"recipe key {name} is a section: give keys below it, such as {name}.{_first(known[key])}"
-                )
-            check_keys(known[key], value, f"{name}.")
-
-
-def _first(cls: type) -> str:
-    return dataclasses.fields(cls)[0].name
-
-
-def parse_override(text: str) -> dict[str, Any]:
-    """``align.beta=0.05`` as {"align": {"beta": 0.05}}; the value is JSON where it parses as JSON, else text."""
-    path, equals, raw = text.partition("=")
-    if not equals or not path.strip():
-        raise ConfigError(f"--set {text}: write section.key=value, for example --set align.beta=0.05")
-    try:
-        value: Any = json.loads(raw)
-    except json.JSONDecodeError:
-        value = raw
-    for part in reversed(path.strip().split(".")):
-        value = {part: value}
-    return value
-
-
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """``over`` on top of ``base``, section by section."""
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merge(merged[key], value) if both else value
-    return merged
-
-
-def from_dict(cls: Any, data: dict[str, Any]) -> Any:
-    """The dataclass from JSON-like data; keys are checked, lists become tuples, sections may be partial."""
-    check_keys(cls, data)
-    return _build(cls, data)
-
-
-def _build(cls: Any, data: dict[str, Any]) -> Any:
-    types = get_type_hints(cls)
-    values: dict[str, Any] = {}
-    for key, value in data.items():
-        if dataclasses.is_dataclass(types[key]):
-            # A partial section keeps the defaults of this place, such as a stage's own learning rate.
-            field_ = next(f for f in dataclasses.fields(cls) if f.name == key)
-            default = dataclasses.asdict(field_.default_factory()) if callable(field_.default_factory) else {}
-            value = _build(types[key], merge(default, value))
-        values[key] = tuple(value) if isinstance(value, list) else value
-    return cls(**values)

@@ -34,7 +34,9 @@ class _TokenLogp(torch.autograd.Function):
         (grad_N,) = grads
         hidden_NC, weight_VC, tokens_N, logsumexp_N = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden_NC) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight_VC) if ctx.needs_input_grad[1] else None
+        # Chunks add up in float32 at least: bfloat16 would lose the small ones.
+        wide = torch.promote_types(weight_VC.dtype, torch.float32)
+        grad_weight = torch.zeros_like(weight_VC, dtype=wide) if ctx.needs_input_grad[1] else None
         for start in range(0, len(tokens_N), ctx.chunk):
             rows = slice(start, start + ctx.chunk)
             logits = (hidden_NC[rows] @ weight_VC.T).float()
@@ -46,7 +48,7 @@ class _TokenLogp(torch.autograd.Function):
                 grad_hidden[rows] = grad_logits @ weight_VC
             if grad_weight is not None:
                 grad_weight += grad_logits.T @ hidden_NC[rows]
-        return grad_hidden, grad_weight, None, None
+        return grad_hidden, grad_weight.to(weight_VC.dtype) if grad_weight is not None else None, None, None
 
 
 def token_logp(

@@ -90,4 +90,4 @@ def sequence_uniforms(seeds_B: NDArray[np.integer], num_tokens: int) -> NDArray[
     low, high = (seeds & _LOW).astype(U32), (seeds >> U64(32)).astype(U32)
     groups = -(-num_tokens // 4)
     words = philox((low, high, np.arange(groups, dtype=U32)[None], int(Purpose.SAMPLE)), 0)
-    return np.stack(words, axis=-1).reshape(len(seeds), -1)[:, :num_tokens] / float(1 << 32)
+    return np.stack(words, axis=-1).reshape(len(seeds), 4 * groups)[:, :num_tokens] / float(1 << 32)

@@ -82,9 +82,12 @@ class Store:
                 os.unlink(aside)
 
     def create_exclusive(self, path: str, data: bytes) -> bool:
-        """Create a file only if there is none (O_EXCL, or a conditional PUT); False where one exists."""
+        """Create a file only if there is none (a link, or a conditional PUT); False where one exists.
+
+        It appears whole: who sees the file can read it.
+        """
         if isinstance(self.fs, LocalFileSystem):
-            self.fs.makedirs(os.path.dirname(path), exist_ok=True)
+            return self._link_exclusive(path, data)
         try:
             self.fs.pipe_file(path, data, mode="create")
         except OSError:
@@ -93,6 +96,18 @@ class Store:
             if not self.fs.exists(path):
                 raise
             return False
+        return True
+
+    def _link_exclusive(self, path: str, data: bytes) -> bool:
+        # A link fails where the name is taken, and until then nobody sees the file.
+        aside = f"{path}-{uuid.uuid4().hex}"
+        self.write_bytes(aside, data)
+        try:
+            os.link(aside, path)
+        except FileExistsError:
+            return False
+        finally:
+            os.unlink(aside)
         return True
 
 
@@ -121,6 +136,15 @@ class StageDirectory:
 
     def exists(self, name: str) -> bool:
         return self.store.fs.exists(f"{self.path}/{name}")
+
+    def readable(self, name: str) -> bool:
+        """Whether a shard is there and whole; work on a harmed one is done again."""
+        try:
+            with pa.memory_map(self.local(name)) as source:
+                ipc.open_file(source)
+        except (FileNotFoundError, pa.ArrowInvalid):
+            return False
+        return True
 
     def read_bytes(self, name: str) -> bytes:
         return self.store.fs.cat_file(f"{self.path}/{name}")

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from cca_core.config import as_dict
 from cca_core.dataset import valid_manifest
 from cca_core.manifest import Manifest, stage_digest
+from cca_core.parse import as_dict
 from cca_core.stages import Context
 from cca_core.stages.evaluate import PICTURES, best_cfg, load_results
 from cca_core.stages.table import table_rows

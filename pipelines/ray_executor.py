@@ -35,7 +35,7 @@ class RayExecutor:
     ) -> None:
         self.store, self.execution, self.address = store, execution, address
         self.on_log, self.on_progress = on_log, on_progress
-        self.cores = os.cpu_count() or 1
+        self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     def start(self) -> None:
         if ray.is_initialized():

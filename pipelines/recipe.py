@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from cca_core.config import ConfigError, Recipe, as_dict, check_keys, from_dict, merge, parse_override
+from cca_core.config import ConfigError, Recipe
+from cca_core.parse import as_dict, check_keys, from_dict, merge, parse_override
 
 DEFAULT = "digits"
 

@@ -13,9 +13,10 @@ import pyarrow as pa
 from ray.exceptions import RayError
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
-from cca_core.config import ConfigError, Recipe, as_dict
+from cca_core.config import ConfigError, Recipe
 from cca_core.dataset import shard_tables
 from cca_core.manifest import Manifest
+from cca_core.parse import as_dict
 from cca_core.stages import Context, run_stage
 from cca_core.stages.graph import StageSpec, active, plan
 from cca_core.stages.inputs import check_checkpoints, input_digests

@@ -82,7 +82,12 @@ class Service:
     def drawn(self) -> tuple[int, int]:
         """(images, batches) that generators have drawn, of Ray's metrics, which come every few seconds."""
         found = httpx.get(f"{self.dashboard}/api/prometheus/sd", headers=token_header(), timeout=ANSWER_S).json()
-        lines = httpx.get(f"http://{found[0]['targets'][0]}/metrics", timeout=ANSWER_S).text.splitlines()
+        targets = [target for group in found for target in group["targets"]]
+        lines = [
+            line
+            for target in targets
+            for line in httpx.get(f"http://{target}/metrics", timeout=ANSWER_S).text.splitlines()
+        ]
 
         def total(part: str) -> int:
             name = f"ray_serve_actual_batch_size_{part}{{"

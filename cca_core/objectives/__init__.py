@@ -1,6 +1,6 @@
 """Reads nothing on import: the losses, one file each, and their construction from a recipe."""
 
-from cca_core.config import AlignConfig
+from cca_core.config import AlignConfig, ConfigError
 from cca_core.objectives.base import REFERENCE, Batch, LossOutput, Objective
 from cca_core.objectives.cca import CCA, cca_loss
 from cca_core.objectives.dpo import DPO, dpo_loss
@@ -29,4 +29,6 @@ def alignment_objective(config: AlignConfig) -> Objective:
         return CCA(beta=config.beta, lambda_=config.lambda_)
     if config.objective == "dpo":
         return DPO(beta=config.beta)
-    return Unlearning(lambda_=config.lambda_)
+    if config.objective == "unlearning":
+        return Unlearning(lambda_=config.lambda_)
+    raise ConfigError(f"unknown objective {config.objective!r}: cca, dpo or unlearning")

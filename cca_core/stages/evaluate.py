@@ -43,7 +43,7 @@ def run(stage: str, context: Context) -> Manifest:
         for seed in recipe.evaluate.seeds
         for a, b in ranges
     ]
-    left = [unit for unit in units if not directory.exists(shard_file(**unit))]
+    left = [unit for unit in units if not directory.readable(shard_file(**unit))]
     features = context.directory("features")
     arguments = {"directory": directory, "recipe": recipe, "samplers": samplers, "features": features}
     for _ in context.executor.map(SampleShard, arguments, left):

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cca_core.config import Recipe, as_dict
+from cca_core.config import Recipe
 from cca_core.manifest import stage_digest
+from cca_core.parse import as_dict
 
 #: Sections are JSON-ready: they enter digests and manifests.
 Section = dict[str, Any]

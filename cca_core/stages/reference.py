@@ -14,8 +14,12 @@ def run(stage: str, context: Context) -> Manifest:
     directory, recipe = context.directory(stage), context.recipe
     num_images = valid_manifest(context.directory("tokens")).facts["num_images"]
     ranges = split_range(num_images, recipe.tokens.rows_per_shard)
-    last = recipe.align.epochs - 1
-    units = [{"start": a, "stop": b} for a, b in ranges if not directory.exists(shard_file(last, a, b))]
+    epochs = range(recipe.align.epochs)
+    units = [
+        {"start": a, "stop": b}
+        for a, b in ranges
+        if not all(directory.readable(shard_file(epoch, a, b)) for epoch in epochs)
+    ]
     arguments = {
         "directory": directory,
         "recipe": recipe,
@@ -25,7 +29,7 @@ def run(stage: str, context: Context) -> Manifest:
     for _ in context.executor.map(ScoreShard, arguments, units):
         pass
     files: dict[str, FileEntry] = {}
-    for epoch in range(recipe.align.epochs):
+    for epoch in epochs:
         for a, b in ranges:
             name = shard_file(epoch, a, b)
             files[name] = directory.entry(name, rows=b - a)

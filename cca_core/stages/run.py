@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -45,24 +44,25 @@ class LocalExecutor:
 
     def __init__(self, on_log: OnLog, on_progress: OnProgress, device: str = "auto") -> None:
         self.on_log, self.on_progress, self.device = on_log, on_progress, device
+        self.num_threads = torch.get_num_threads()
 
     def map(
         self, worker: type[RangeWorker], arguments: dict[str, Any], units: Sequence[dict[str, Any]]
     ) -> Iterator[dict[str, Any]]:
         if not units:
             return
-        made = worker(num_threads=os.cpu_count() or 1, **arguments)
+        made = worker(num_threads=self.num_threads, **arguments)
         for done, unit in enumerate(units, start=1):
             yield made.run(**unit)
             self.on_progress(done, len(units))
 
     def train(self, job: Callable[..., None], arguments: dict[str, Any]) -> None:
-        torch.set_num_threads(os.cpu_count() or 1)
+        torch.set_num_threads(self.num_threads)
         with world(pick_device(self.device)) as group:
             job(world=group, on_log=self.on_log, **arguments)
 
     def call(self, job: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        torch.set_num_threads(os.cpu_count() or 1)
+        torch.set_num_threads(self.num_threads)
         return job(on_log=self.on_log, **arguments)
 
 

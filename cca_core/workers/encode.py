@@ -34,7 +34,7 @@ def prepare(directory: StageDirectory, recipe: Recipe) -> list[dict[str, Any]]:
     entry = conditions.write_table("conditions.arrow", table)
     conditions.commit(_manifest(conditions, {}, {}, {"conditions.arrow": entry}, table.num_rows))
     ranges = split_range(len(listing), recipe.tokens.rows_per_shard)
-    return [{"start": a, "stop": b} for a, b in ranges if not directory.exists(shard_name(a, b))]
+    return [{"start": a, "stop": b} for a, b in ranges if not directory.readable(shard_name(a, b))]
 
 
 class EncodeShard(RangeWorker):

@@ -66,7 +66,7 @@ class ScoreShard(RangeWorker):
                 schema=REFERENCE,
             )
             name = shard_file(epoch, start, stop)
-            entry = self.directory.write_table(name, table)  # the last epoch's file says that the unit is done
+            entry = self.directory.write_table(name, table)
         return report(name, entry)
 
     def _once(

@@ -52,7 +52,7 @@ def registry(folder):
 
 @pytest.fixture(scope="module")
 def service(folder, registry):
-    driver, port = start(folder, "--model", f"models:/{NAME}@champion")
+    driver, port = start(folder, "--model", f"models:/{NAME}@champion", "--max-replicas", "1")
     try:
         dashboard = driver.wait_line(r"starting .*Ray dashboard (\S+)\)")[1]
         driver.wait_line("ready: ")
@@ -228,10 +228,10 @@ def test_a_generator_that_does_not_answer_is_503_and_then_draws_its_bounded_queu
     try:
         ready = httpx.get(f"{service.address}/readyz", timeout=ANSWER_S)
         assert httpx.get(f"{service.address}/healthz", timeout=ANSWER_S).json() == {"status": "ok"}
-        limits = httpx.Limits(max_connections=400)
-        with httpx.Client(timeout=ANSWER_S, limits=limits) as client, ThreadPoolExecutor(400) as pool:
+        limits = httpx.Limits(max_connections=250)
+        with httpx.Client(timeout=ANSWER_S, limits=limits) as client, ThreadPoolExecutor(250) as pool:
             url = f"{service.address}/v1/images/generations"
-            answers = [pool.submit(client.post, url, json=asked) for _ in range(400)]
+            answers = [pool.submit(client.post, url, json=asked) for _ in range(250)]
             wait(answers, ANSWER_S, FIRST_COMPLETED)  # the first that finds the queue full
             os.kill(pid, signal.SIGCONT)
             got = [answer.result() for answer in answers]

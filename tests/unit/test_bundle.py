@@ -24,9 +24,10 @@ from cca_core.bundle import (
     read_bundle,
     read_info,
 )
-from cca_core.config import ConfigError, as_dict
+from cca_core.config import ConfigError
 from cca_core.models import load_model, load_tokenizer
 from cca_core.models.llamagen.tokenizer import VQSpec, VQTokenizer
+from cca_core.parse import as_dict
 from cca_core.stages.inputs import file_sha256
 from cca_core.store import Store
 
@@ -173,7 +174,7 @@ def test_a_spec_that_agrees_is_taken(bundle):
 
 def test_a_bundle_without_the_part_asked_for_says_so(tmp_path, parts):
     model, tokenizer = parts
-    with pytest.raises(ConfigError, match="holds a tokenizer only"):
+    with pytest.raises(ConfigError, match="holds no model"):
         load_model(write(tmp_path / "tokenizer", None, tokenizer))
     with pytest.raises(ConfigError, match="holds no tokenizer"):
         load_tokenizer(write(tmp_path / "model", model, None))

@@ -7,18 +7,8 @@ import json
 
 import pytest
 
-from cca_core.config import (
-    AlignConfig,
-    BaseConfig,
-    ConfigError,
-    OptimConfig,
-    Recipe,
-    TokenizerConfig,
-    as_dict,
-    from_dict,
-    merge,
-    parse_override,
-)
+from cca_core.config import AlignConfig, BaseConfig, ConfigError, OptimConfig, Recipe, TokenizerConfig
+from cca_core.parse import as_dict, from_dict, merge, parse_override
 from cca_core.stages.graph import STAGES, plan
 
 INPUTS = {"source": "5" * 64}

@@ -152,6 +152,8 @@ def test_metrics_count_contrasts_only(objective):
         assert value.item() == pytest.approx(float(expected[name]), rel=1e-5), name
     assert output.rows.item() == 4
     assert not any(value.requires_grad for value in output.metrics.values())
+    without_null = objective.step(model, batch([1.0, 0.0, 1.0, 1.0, 1.0])).metrics
+    assert (without_null["null_rows"], without_null["log_ratio_null"]) == (0, 0)
 
 
 @pytest.mark.parametrize("objective", [*OBJECTIVES, Likelihood()], ids=repr)
