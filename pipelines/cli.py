@@ -4,7 +4,7 @@ code 2."""
 from __future__ import annotations
 
 import logging
-import subprocess
+import os
 import sys
 import time
 import warnings
@@ -45,7 +45,7 @@ def main_options(
     logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     if not debug:
         warnings.filterwarnings("ignore")
-        for noisy in ("mlflow", "alembic", "ray", "httpx", "fsspec", "asyncio"):
+        for noisy in ("mlflow", "alembic", "ray", "httpx", "fsspec", "asyncio", "urllib3"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
@@ -221,20 +221,10 @@ def ui(port: Annotated[int, typer.Option(help="Port of the MLflow UI.")] = 5000)
         _say(f"the runs are at {tracker.page(uri)}")
         return
     _say(f"MLflow UI (Ctrl-C ends it): {tracker.page(f'http://127.0.0.1:{port}')}")
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--backend-store-uri",
-        uri,
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
-    command += ["--default-artifact-root", settings.artifact_root]
-    raise typer.Exit(subprocess.call(command))  # noqa: S603  (fixed program, no shell)
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--port", str(port)]
+    command += ["--workers", "1", "--default-artifact-root", settings.artifact_root]
+    sys.stdout.flush()
+    os.execv(sys.executable, command)  # noqa: S606  (fixed program, no shell; a signal then reaches the server)
 
 
 @app.command()

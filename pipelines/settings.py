@@ -42,7 +42,6 @@ class Settings(BaseSettings):
         """The tracking store; a local one is a SQLite file, which MLflow makes."""
         if self.tracking_uri:
             return self.tracking_uri
-        HOME.mkdir(parents=True, exist_ok=True)
         return f"sqlite:///{(HOME / 'mlflow.db').absolute()}"
 
     @property

@@ -24,7 +24,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_ra
 import cca_core
 from cca_core.config import ConfigError
 from pipelines.mlflow_model import BUNDLE, signature
-from pipelines.settings import Settings
+from pipelines.settings import HOME, Settings
 
 #: Tag names; searches depend on them.
 RUN_KEY, STAGE, DIGEST, STATE = "cca.run_key", "cca.stage", "cca.digest", "cca.state"
@@ -57,6 +57,7 @@ class Tracker:
     def __init__(self, settings: Settings) -> None:
         self.uri = settings.resolved_tracking_uri
         if settings.local_tracking:
+            HOME.mkdir(parents=True, exist_ok=True)
             logging.getLogger("alembic").setLevel(logging.WARNING)
         mlflow.set_tracking_uri(self.uri)  # before any client: one built earlier talks to another store
         mlflow.set_registry_uri(self.uri)
