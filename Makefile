@@ -8,7 +8,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup lint test test-core test-chaos test-s3 demo clean
+.PHONY: help setup lint test test-core test-chaos test-s3 bench demo clean
 
 help:  ## List the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ test-chaos: .venv/.installed  ## Kill workers and drivers, and check that the wo
 
 test-s3: .venv/.installed .venv-swift/.installed  ## Test storage on a real S3 server on loopback
 	$(BIN)/pytest tests/s3
+
+bench: .venv/.installed  ## Measure the published numbers: the digits over three training seeds
+	$(BIN)/python benchmarks/digits_target.py
 
 demo: .venv/.installed  ## Run the embedded default: digits in, an aligned model out
 	$(BIN)/cca run

@@ -52,10 +52,11 @@ class Store:
         """Write and remove a file; ConfigError says what to do where that fails."""
         probe = f"{self.root}/.write-check-{uuid.uuid4().hex}"
         try:
-            self.fs.makedirs(self.root, exist_ok=True)
+            if isinstance(self.fs, LocalFileSystem):  # s3fs would make a bucket of a misspelt name
+                self.fs.makedirs(self.root, exist_ok=True)
             self.fs.pipe_file(probe, b"")
             self.fs.rm_file(probe)
-        except (OSError, PermissionError) as error:
+        except Exception as error:  # botocore's own: no credentials, no server
             raise ConfigError(
                 f"cannot write to the storage {self.uri} ({error}): set CCA_STORAGE to a folder or s3:// prefix "
                 f"you may write to"
@@ -84,7 +85,8 @@ class Store:
     def create_exclusive(self, path: str, data: bytes) -> bool:
         """Create a file only if there is none (a link, or a conditional PUT); False where one exists.
 
-        It appears whole: who sees the file can read it.
+        It appears whole: who sees the file can read it. Give each caller data of its own: some S3 servers look first
+        and write then, so that of creates in the same instant several succeed, and only the last one stands.
         """
         if isinstance(self.fs, LocalFileSystem):
             return self._link_exclusive(path, data)
@@ -96,7 +98,7 @@ class Store:
             if not self.fs.exists(path):
                 raise
             return False
-        return True
+        return self.fs.cat_file(path) == data
 
     def _link_exclusive(self, path: str, data: bytes) -> bool:
         # A link fails where the name is taken, and until then nobody sees the file.
@@ -139,10 +141,12 @@ class StageDirectory:
 
     def readable(self, name: str) -> bool:
         """Whether a shard is there and whole; work on a harmed one is done again."""
+        self._forget(name)  # the store is asked: a cached copy outlives a directory that was deleted
         try:
             with pa.memory_map(self.local(name)) as source:
                 ipc.open_file(source)
         except (FileNotFoundError, pa.ArrowInvalid):
+            self._forget(name)
             return False
         return True
 
@@ -161,14 +165,21 @@ class StageDirectory:
         """A local path with the file's content. Files never change under a digest, so a cached copy stays valid."""
         if isinstance(self.store.fs, LocalFileSystem):
             return f"{self.path}/{name}"
-        root = hashlib.sha256(self.store.uri.encode()).hexdigest()[:16]
-        cached = local_cache() / root / self.stage / self.digest / name
+        cached = self._cached(name)
         if not cached.exists():
             cached.parent.mkdir(parents=True, exist_ok=True)
             aside = cached.with_name(f".{cached.name}-{uuid.uuid4().hex}")
             self.store.fs.get_file(f"{self.path}/{name}", str(aside))
             os.replace(aside, cached)
         return str(cached)
+
+    def _cached(self, name: str) -> Path:
+        root = hashlib.sha256(self.store.uri.encode()).hexdigest()[:16]
+        return local_cache() / root / self.stage / self.digest / name
+
+    def _forget(self, name: str) -> None:
+        if not isinstance(self.store.fs, LocalFileSystem):
+            self._cached(name).unlink(missing_ok=True)
 
     def entry(self, name: str, *, rows: int = 0) -> FileEntry:
         """The manifest entry of a file that an earlier attempt finished: read again and hashed."""

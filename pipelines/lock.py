@@ -8,6 +8,7 @@ import re
 import socket
 import threading
 import time
+import uuid
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -51,6 +52,7 @@ class RunLock:
         self.store, self.run_key = store, run_key
         self.folder = f"{store.root}/_locks/{run_key[:16]}"
         self.generation = 0
+        self._token = uuid.uuid4().hex
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self.lost = False
@@ -101,11 +103,14 @@ class RunLock:
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):
             try:
-                if max(self._generations(), default=0) != self.generation:
+                held = self._read(self._path(self.generation))
+                # Another's token: some S3 servers let two create the file in the same instant, and the last one stands.
+                overwritten = held is not None and held.get("token") != self._token
+                if overwritten or max(self._generations(), default=0) != self.generation:
                     self.lost = True
                     return
                 self.store.write_bytes(self._path(self.generation), self._content())
-            except OSError:
+            except Exception:  # noqa: S112  (botocore's errors are no OSError)
                 continue  # the next beat tries again; a lock that stays silent is taken over
 
     def _generations(self) -> list[int]:
@@ -118,7 +123,8 @@ class RunLock:
         return f"{self.folder}/{generation}.json"
 
     def _content(self) -> bytes:
-        return json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}).encode()
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "token": self._token}
+        return json.dumps({**owner, "time": time.time()}).encode()
 
     def _read(self, path: str) -> dict[str, Any] | None:
         try:

@@ -22,6 +22,7 @@ from cca_core.stages.graph import StageSpec, active, plan
 from cca_core.stages.inputs import check_checkpoints, input_digests
 from cca_core.stages.table import markdown_table, table_rows
 from cca_core.store import Store
+from cca_core.train.train_state import TrainStates
 from pipelines.finish import Finish
 from pipelines.lock import RunLock
 from pipelines.progress import Progress
@@ -192,6 +193,9 @@ class Workflow:
                 self.progress.end_stage(name, "reused")
                 return
         self.progress.start_stage(name, planned.spec.makes)
+        saved = TrainStates(self.context.directory(name)).steps()
+        if saved and not planned.done:
+            self.progress.line(f"     {name:<10} goes on from step {max(saved)}")
         tags = {STAGE: name, DIGEST: planned.digest, **({"cca.adopted": "true"} if planned.done else {})}
         self._stage_run = self.tracker.start(name, tags, parent_id)
         self._logged_steps = set()

@@ -62,6 +62,8 @@ def _open(uri: str) -> tuple[AbstractFileSystem, dict[str, Any]]:
         return fs, fs.info(root)
     except FileNotFoundError as error:
         raise ConfigError(f"source.uri={uri} does not exist: correct it, or create it") from error
+    except PermissionError as error:
+        raise ConfigError(f"source.uri={uri} may not be read ({error}): grant access to it, or correct it") from error
 
 
 def _walk(fs: AbstractFileSystem, folder: str) -> Iterable[dict[str, Any]]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import s3fs
+
+from cca_core.store import Store
 
 from .swift_server import SWIFT_BIN, Endpoint, running_swift
 
@@ -48,3 +51,11 @@ def s3_bucket(s3_server: Endpoint) -> str:
 def s3_root(s3_bucket: str) -> str:
     """An s3:// URI under which this test finds nothing and leaves what it likes."""
     return f"{s3_bucket}/{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def store(s3_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """A storage on S3, with a cache of files, and connections, that are this test's own."""
+    monkeypatch.setenv("CCA_CACHE", str(tmp_path / "cache"))
+    yield Store(s3_root)
+    s3fs.S3FileSystem.clear_instance_cache()

@@ -1,0 +1,61 @@
+"""Reads README.md and CONTRIBUTING.md: their commands exist, with the options and recipe keys that they use."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from cca_core.__main__ import parser
+from pipelines.cli import app
+from pipelines.recipe import load_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = ("README.md", "CONTRIBUTING.md")
+
+
+def commands() -> list[list[str]]:
+    """Every line of an indented or fenced block that starts with a program of ours, without its comment."""
+    found = []
+    for page in PAGES:
+        for line in (ROOT / page).read_text().replace("\\\n", " ").splitlines():
+            match = re.match(r"(?:    )?((?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(?:cca|make|python -m cca_core) .*)", line)
+            if match:
+                words = shlex.split(match[1], comments=True)
+                found.append([word.removeprefix(".venv/bin/") for word in words if not re.match(r"[A-Z_]+=", word)])
+    return found
+
+
+def test_the_pages_show_commands():
+    programs = {command[0] for command in commands()}
+    assert {"cca", "make"} <= programs
+    assert {"run", "plan", "serve", "ui", "promote", "status"} <= {c[1] for c in commands() if c[0] == "cca"}
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c[0] == "make"], ids=" ".join)
+def test_make_verbs_exist(command):
+    verbs = re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.M)
+    assert {word for word in command[1:] if "=" not in word} <= set(verbs)
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c[0] == "cca"], ids=" ".join)
+def test_cca_commands_parse_and_their_recipes_load(command):
+    group = typer.main.get_command(app)
+    verb = group.commands[command[1]]
+    context = verb.make_context(command[1], command[2:])
+    if "set_" in context.params:
+        assert load_recipe(context.params["recipe"], list(context.params["set_"])).name
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c[0] == "python"], ids=" ".join)
+def test_core_commands_parse(command):
+    parser().parse_args(command[3:])
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
+        assert target.startswith("http") or (ROOT / target).exists(), target

@@ -1,0 +1,203 @@
+"""Writes storage roots, sources and train states on the S3 server: what is true of local ones is true there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import s3fs
+import torch
+
+from cca_core.bundle import BundleInfo, Part, bundle_files
+from cca_core.config import ConfigError, ExecutionConfig, Recipe, SourceConfig, TokenizerConfig, TokensConfig
+from cca_core.dataset import TokenDataset
+from cca_core.manifest import Manifest
+from cca_core.sources import open_source
+from cca_core.stages import Context, LocalExecutor, run_stage
+from cca_core.store import Store
+from tests.invariant import trajectories
+from tests.invariant.trajectories import Setting
+
+DIGESTS = {name: name[0] * 64 for name in ("source", "tokenizer", "conditions")} | {"tokens": "7" * 64}
+
+
+def table(rows: int = 3) -> pa.Table:
+    return pa.table({"row": range(rows)})
+
+
+def contents(store: Store, *stages: str) -> dict[str, bytes]:
+    """Every file of these stages by its path below the storage root."""
+    paths = [path for stage in stages for path in store.fs.find(f"{store.root}/{stage}")]
+    return {path.removeprefix(f"{store.root}/"): store.fs.cat_file(path) for path in paths}
+
+
+def test_a_directory_is_valid_only_when_whole(store):
+    directory = store.directory("tokens", "d" * 64)
+    files = {name: directory.write_table(name, table()) for name in ("rows.arrow", "deep/rows.arrow")}
+    assert directory.manifest() is None
+    manifest = Manifest(stage="tokens", code_version=1, digest="d" * 64, config={}, upstream={}, files=files, rows=3)
+    directory.commit(manifest)
+    assert directory.manifest() == manifest
+    assert Store(store.uri + "/").directory("tokens", "d" * 64).manifest() == manifest
+    assert directory.read_table("deep/rows.arrow").equals(table())
+
+    path, data = f"{directory.path}/deep/rows.arrow", directory.read_bytes("deep/rows.arrow")
+    for harm in (data[:-1], data + b"\0", None):
+        store.fs.rm_file(path) if harm is None else store.fs.pipe_file(path, harm)
+        assert directory.manifest() is None
+        assert directory.damaged(manifest) == ["deep/rows.arrow"]
+    store.fs.pipe_file(path, data)
+    assert directory.manifest() == manifest
+
+
+def test_a_shard_is_readable_when_the_store_has_it_whole(store, tmp_path):
+    directory = store.directory("tokens", "d")
+    assert not directory.readable("rows.arrow")
+    directory.write_bytes("rows.arrow", b"torn")
+    assert not directory.readable("rows.arrow")
+    directory.write_table("rows.arrow", table())
+    assert directory.read_table("rows.arrow").equals(table()), "not the torn one, from the cache"
+    assert directory.readable("rows.arrow")
+
+    store.fs.rm(directory.path, recursive=True)
+    assert not directory.readable("rows.arrow"), "though a copy is in the cache"
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+
+
+def test_of_many_that_create_a_file_one_wins(store):
+    barrier = Barrier(8)
+
+    def attempt(number: int, path: str) -> bool:
+        barrier.wait()
+        return store.create_exclusive(path, str(number).encode())
+
+    with ThreadPoolExecutor(8) as pool:
+        for turn in range(10):
+            path = f"{store.root}/lock-{turn}"
+            won = list(pool.map(attempt, range(8), [path] * 8))
+            assert sum(won) == 1
+            assert store.fs.cat_file(path) == str(won.index(True)).encode()
+            assert not any(pool.map(attempt, range(8), [path] * 8)), "it stands"
+
+
+def test_a_bucket_that_does_not_exist_is_said_and_not_made(store, s3_bucket):
+    store.check_writable()
+    assert store.fs.find(store.root) == []
+    says = r"^cannot write to the storage s3://[-\w]+-misspelt/x \(.*bucket.*\): set CCA_STORAGE to [^\n]*$"
+    with pytest.raises(ConfigError, match=says):
+        Store(f"{s3_bucket}-misspelt/x").check_writable()
+    assert s3_bucket.removeprefix("s3://") in store.fs.ls("", refresh=True)
+    assert f"{s3_bucket}-misspelt".removeprefix("s3://") not in store.fs.ls("", refresh=True)
+
+
+@pytest.mark.parametrize("secret", ["not the secret", None])
+def test_a_wrong_secret_or_none_is_one_sentence(store, monkeypatch, secret):
+    if secret:
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    else:
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(ConfigError, match=r"^cannot write to the storage s3://\S+ \(.+\): set CCA_STORAGE to [^\n]*$"):
+        Store(store.uri).check_writable()
+    if secret:
+        with pytest.raises(ConfigError, match=r"^source.uri=s3://\S+ may not be read \(.+\): grant access [^\n]*$"):
+            open_source(SourceConfig(kind="folder", uri=store.uri)).list()
+
+
+class Images:
+    """The same images in a folder, in a folder on S3, and in Parquet files in both."""
+
+    def __init__(self, folder: Path, s3_root: str) -> None:
+        self.roots = {"local": str(folder), "s3": s3_root}
+        self.paths = sorted(path for path in (folder / "folder").rglob("*.png"))
+        (folder / "parquet" / "deep").mkdir(parents=True)
+        for name, part in (("a", self.paths[:25]), ("deep/b", self.paths[25:])):
+            images = [{"bytes": p.read_bytes(), "path": f"{p.parent.name}/{p.name}"} for p in part]
+            rows = pa.table({"image": images, "label": [p.parent.name for p in part]})
+            pq.write_table(rows, folder / "parquet" / f"{name}.parquet", row_group_size=7)
+        fs = Store(s3_root).fs
+        for path in (path for path in folder.rglob("*") if path.is_file()):
+            fs.pipe_file(f"{s3_root}/{path.relative_to(folder)}", path.read_bytes())
+
+    def config(self, kind: Any, where: str) -> SourceConfig:
+        return SourceConfig(kind=kind, uri=f"{self.roots[where]}/{kind}")
+
+
+@pytest.fixture
+def images(store: Store, tmp_path: Path, write_images: Callable[..., Path]) -> Images:
+    folder = write_images(tmp_path / "images" / "folder")
+    (folder / "dark" / "003.png").rename(folder / "dark" / "3 [ä]+%20?.png")
+    (folder / "light" / "004.png").write_bytes(b"not an image")
+    return Images(tmp_path / "images", f"{store.uri}/images")
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_a_source_is_the_same_on_s3(images, kind):
+    seen = []
+    for where in ("local", "s3"):
+        source = open_source(images.config(kind, where))
+        listing, names = source.list()
+        assert all(uri.startswith("s3://") == (where == "s3") for uri in listing["uri"].to_pylist())
+        read = [(image.id, image.label, image.data, image.error) for image in source.read(listing.slice(5, 33))]
+        seen.append((names, listing.select(["image_id", "location", "label"]).to_pydict(), read))
+    assert seen[0] == seen[1]
+    assert (len(seen[1][1]["image_id"]), seen[1][0]) == (40, ("dark", "light"))
+    assert "dark/3 [ä]+%20?" in seen[1][1]["image_id"]
+    assert {data for *_, data, _ in seen[1][2]} <= {path.read_bytes() for path in images.paths}
+
+
+def make_tokens(source: SourceConfig, root: str) -> dict[str, bytes]:
+    """The weights of a tokenizer of one epoch, token shards and conditions, as bytes."""
+    tokens = TokensConfig(rows_per_shard=9, batch_size=8, views="centre_flip")
+    tokenizer = TokenizerConfig(epochs=1, batch_size=8)
+    recipe = Recipe(source=source, tokens=tokens, tokenizer=tokenizer, execution=ExecutionConfig(device="cpu"))
+    store = Store(root)
+    context = Context(recipe, store, DIGESTS, LocalExecutor(lambda record: None, lambda done, total: None, "cpu"))
+    for stage in ("tokenizer", "tokens"):
+        run_stage(stage, context)
+    dataset = TokenDataset(context.directory("tokens"))
+    assert (len(dataset), dataset.manifest.facts["quarantined"]) == (39, 1)
+    return {
+        name: data
+        for name, data in contents(store, "tokenizer", "tokens", "conditions").items()
+        if name.endswith((".safetensors", "conditions.arrow")) or "/rows-" in name
+    }
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_tokens_are_the_same_bytes_on_s3(images, store, tmp_path, kind):
+    expected = make_tokens(images.config(kind, "local"), str(tmp_path / "storage"))
+    assert len(expected) == 1 + 5 + 1
+    assert make_tokens(images.config(kind, "s3"), str(tmp_path / "from-s3")) == expected
+    assert make_tokens(images.config(kind, "local"), f"{store.uri}/to-s3") == expected
+    assert make_tokens(images.config(kind, "s3"), f"{store.uri}/s3-to-s3") == expected
+
+
+def test_training_resumes_from_a_state_on_s3(store, write_tokens, random_llamagen):
+    write_tokens(store.uri, images=84, rows_per_shard=40)
+    model = random_llamagen(seed=1)
+    info = BundleInfo(model=Part("llamagen", vars(model.spec)), tokenizer=None, image_size=8)
+    for name, data in bundle_files(info, model.state_dict(), None).items():
+        store.directory("base", trajectories.DIGESTS["base"]).write_bytes(name, data)
+
+    def saved() -> set[str]:
+        return {name.split("/")[2] for name in contents(store, "train_state/a")}
+
+    setting = Setting(objective="likelihood", save_every=1)
+    uninterrupted = trajectories.train(store.uri, setting)
+    trajectories.train(store.uri, replace(setting, states="a", lost_in_step=5))
+    assert saved() == {"step-00000003", "step-00000004"}, "an older state goes once the newer one is whole"
+    store.fs.rm_file(f"{store.root}/train_state/a/step-00000004/.metadata")
+    resumed = trajectories.train(store.uri, replace(setting, states="a"))
+    assert resumed.resumed_from == 3, "the state that is not whole is passed over"
+    assert resumed.curve == uninterrupted.curve
+    assert all(torch.equal(resumed.weights[name], value) for name, value in uninterrupted.weights.items())
+    assert trajectories.train(store.uri, replace(setting, states="a")).resumed_from == trajectories.STEPS
