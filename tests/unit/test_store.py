@@ -29,6 +29,7 @@ def store(request, tmp_path, monkeypatch) -> Iterator[Store]:
         yield Store(str(tmp_path / "store"))
     else:
         made = Store(f"memory://{uuid.uuid4().hex}/prefix")
+        made.fs.makedirs(made.root)
         yield made
         made.fs.rm(made.root.split("/prefix")[0], recursive=True)
 
