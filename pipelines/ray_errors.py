@@ -7,6 +7,8 @@ import logging
 import traceback
 from typing import Any
 
+from botocore.exceptions import ConnectionError as StoreConnectionError
+from botocore.exceptions import HTTPClientError
 from ray.exceptions import RayError, RayTaskError
 
 from cca_core.config import ConfigError
@@ -15,6 +17,8 @@ from cca_core.workers.ranges import RangeWorker
 
 #: Errors that another attempt would meet again, and that say all there is to say.
 FINAL_ERRORS = (ConfigError, NonFiniteError)
+#: What another attempt may cure: lost workers and nodes, dropped connections, storage that was away.
+INFRASTRUCTURE_ERRORS = (RayError, OSError, HTTPClientError, StoreConnectionError)
 log = logging.getLogger(__name__)
 
 
@@ -51,8 +55,9 @@ class Guarded:
 def describe(error: Exception) -> str:
     """An error as JSON: its type as far as the driver has to tell them apart, its text, where it was raised."""
     log.exception("worker failed", exc_info=error)
-    kinds = {kind.__name__: kind for kind in (*FINAL_ERRORS, OSError)}
-    kind = next((name for name, kind in kinds.items() if isinstance(error, kind)), "")
+    kind = next((kind.__name__ for kind in FINAL_ERRORS if isinstance(error, kind)), "")
+    if isinstance(error, INFRASTRUCTURE_ERRORS):
+        kind = OSError.__name__
     text = str(error) if kind else f"{type(error).__name__}: {error}"
     return json.dumps({"error": text, "kind": kind, "trace": "".join(traceback.format_exception(error))})
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-from ray.exceptions import RayError
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from cca_core.config import ConfigError, Recipe
@@ -26,6 +25,7 @@ from cca_core.train.train_state import TrainStates
 from pipelines.finish import Finish
 from pipelines.lock import RunLock
 from pipelines.progress import Progress
+from pipelines.ray_errors import INFRASTRUCTURE_ERRORS
 from pipelines.ray_executor import RayExecutor
 from pipelines.recipe import to_yaml
 from pipelines.settings import Settings
@@ -36,8 +36,6 @@ from pipelines.tracking import DIGEST, RUN_KEY, STAGE, STATE, Tracker
 LAST_STAGES = ("decide", "report", "register", "release")
 #: Unreadable images that the terminal names; quarantine/ and MLflow have all.
 SHOWN_BAD_IMAGES = 5
-#: What another attempt may cure: lost workers and nodes, dropped connections, storage that was away.
-INFRASTRUCTURE_ERRORS = (RayError, ConnectionError, TimeoutError, OSError)
 
 
 class StageTimeoutError(RuntimeError):

@@ -30,9 +30,10 @@ def prepare(directory: StageDirectory, recipe: Recipe) -> list[dict[str, Any]]:
     listing, class_names = open_source(recipe.source).list()
     directory.write_table(LISTING_NAME, listing)
     conditions = directory.sibling("conditions")
-    table = pa.table({"index": list(range(len(class_names))), "name": list(class_names)}, schema=CONDITIONS)
-    entry = conditions.write_table("conditions.arrow", table)
-    conditions.commit(_manifest(conditions, {}, {}, {"conditions.arrow": entry}, table.num_rows))
+    if conditions.manifest() is None:
+        table = pa.table({"index": list(range(len(class_names))), "name": list(class_names)}, schema=CONDITIONS)
+        entry = conditions.write_table("conditions.arrow", table)
+        conditions.commit(_manifest(conditions, {}, {}, {"conditions.arrow": entry}, table.num_rows))
     ranges = split_range(len(listing), recipe.tokens.rows_per_shard)
     return [{"start": a, "stop": b} for a, b in ranges if not directory.readable(shard_name(a, b))]
 
