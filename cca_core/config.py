@@ -185,7 +185,8 @@ class AlignConfig:
     lambda_: float = 1.0
     #: Share of rows trained under the null condition (the official ``uncond_ratio``).
     null_share: float = 0.1
-    dropout: float = 0.0
+    #: Dropout of the policy; the reference has none. On few images it keeps the alignment from going too far.
+    dropout: float = 0.1
     epochs: int = 3
     global_batch_size: int = 128
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-4))
