@@ -82,13 +82,11 @@ def run(
         if outcome.unchanged
         else f"{time.monotonic() - started:.0f} s"
     )
-    console.print(f"\nRun {outcome.run_id} ({took}). Next:", highlight=False)
     name = settings.registered_model(plan.recipe.name)
-    console.print("  cca ui       review the run in MLflow: curves, tables, pictures, lineage")
-    console.print(
-        f"  cca serve --model models:/{name}@champion    serve it over the OpenAI Images API", highlight=False
-    )
-    console.print(f"  cca status   versions of {name} and the state of the run", highlight=False)
+    _say(f"\nRun {outcome.run_id} ({took}). Next:")
+    _say("  cca ui       review the run in MLflow: curves, tables, pictures, lineage")
+    _say(f"  cca serve --model models:/{name}@champion    serve it over the OpenAI Images API")
+    _say(f"  cca status {recipe}    versions of {name} and the state of the run")
 
 
 @app.command()
