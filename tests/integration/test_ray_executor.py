@@ -54,9 +54,13 @@ def executor(tmp_path_factory):
     execution = ExecutionConfig(num_actors=1, num_workers=1, max_retries=0)
     made = RayExecutor(store, execution, "", records.append, lambda done, total: None)
     made.records = records
+    before = dict(os.environ)
     made.start()
     yield made
     made.stop()
+    # Ray leaves the settings of its cluster behind, which later tests would take for their user's.
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.mark.parametrize(
