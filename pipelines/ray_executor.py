@@ -42,6 +42,8 @@ class RayExecutor:
             return
         # Two logical CPUs are too few for a pipeline of operators; threads per worker follow the real cores.
         local = {} if self.address else {"num_cpus": max(4, self.cores), "include_dashboard": False}
+        # Ray's C++ core warns about its own actors on the terminal; Python raises what matters.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         with _silent_stderr():
             ray.init(
                 address=self.address or "local",

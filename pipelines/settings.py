@@ -62,8 +62,6 @@ def quiet_libraries() -> None:
         ("MLFLOW_HTTP_REQUEST_TIMEOUT", "20"),
         ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"),
         ("MLFLOW_LOGGING_LEVEL", "ERROR"),
-        # Ray's C++ core warns about its own actors on the terminal; Python raises what matters.
-        ("RAY_BACKEND_LOG_LEVEL", "fatal"),
         ("GIT_PYTHON_REFRESH", "quiet"),
     ):
         os.environ.setdefault(name, value)
