@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> None:
     store = Store(arguments.storage)
     store.check_writable()
     digests = plan(recipe, input_digests(recipe))
-    check_checkpoints(recipe)
+    check_checkpoints(recipe, store.directory("base", digests["base"]))
     progress = Progress()
     stage_name = ""
 

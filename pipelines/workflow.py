@@ -78,8 +78,7 @@ def make_plan(recipe: Recipe, settings: Settings) -> Plan:
     store.check_writable()
     inputs = input_digests(recipe)
     digests = plan(recipe, inputs)
-    if store.directory("base", digests["base"]).manifest() is None:
-        check_checkpoints(recipe)
+    check_checkpoints(recipe, store.directory("base", digests["base"]))
     stages = []
     for spec in active(recipe):
         directory = store.directory(spec.name, digests[spec.name])
@@ -191,8 +190,7 @@ class Workflow:
                 self.progress.end_stage(name, "reused")
                 return
         self.progress.start_stage(name, planned.spec.makes)
-        saved = TrainStates(self.context.directory(name)).steps()
-        if saved and not planned.done:
+        if not planned.done and (saved := TrainStates(self.context.directory(name)).steps()):
             self.progress.line(f"     {name:<10} goes on from step {max(saved)}")
         tags = {STAGE: name, DIGEST: planned.digest, **({"cca.adopted": "true"} if planned.done else {})}
         self._stage_run = self.tracker.start(name, tags, parent_id)

@@ -11,6 +11,7 @@ from cca_core.config import ConfigError, Recipe
 from cca_core.models.base import ModelSpec
 from cca_core.models.load import read_spec
 from cca_core.sources import listing_digest, open_source
+from cca_core.store import StageDirectory
 from cca_core.train.tokenizer import tokenizer_spec
 
 
@@ -47,8 +48,13 @@ def input_digests(recipe: Recipe) -> dict[str, str]:
     return digests
 
 
-def check_checkpoints(recipe: Recipe) -> None:
-    """Refuse checkpoints that do not fit each other or the data before anything is computed with them."""
+def check_checkpoints(recipe: Recipe, base: StageDirectory) -> None:
+    """Refuse checkpoints that do not fit each other or the data before anything is computed with them.
+
+    Nothing is read where ``base`` is finished: they fitted then, and their content is in its digest.
+    """
+    if base.manifest() is not None:
+        return
     tokenizer = recipe.tokenizer.checkpoint
     vq = read_spec(tokenizer, "tokenizer") if tokenizer else tokenizer_spec(recipe.tokenizer)
     size, side = recipe.tokens.image_size, vq.downsample

@@ -52,7 +52,7 @@ def test_cca_commands_parse_and_their_recipes_load(command):
 
 @pytest.mark.parametrize("command", [c for c in commands() if c[0] == "python"], ids=" ".join)
 def test_core_commands_parse(command):
-    parser().parse_args(command[3:])
+    assert parser().parse_args(command[3:]).command == command[3]
 
 
 @pytest.mark.parametrize("page", PAGES)

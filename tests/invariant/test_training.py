@@ -180,7 +180,9 @@ def test_interrupted_and_resumed_is_uninterrupted(root, one_rank, lost_in_step):
 
 def test_interrupted_and_resumed_with_dropout(root):
     train(root, replace(DROPOUT, states="dropout", lost_in_step=5))
-    equal(train(root, replace(DROPOUT, states="dropout")), train(root, DROPOUT))
+    resumed = train(root, replace(DROPOUT, states="dropout"))
+    assert resumed.resumed_from > 0
+    equal(resumed, train(root, DROPOUT))
 
 
 def test_interrupted_and_resumed_on_two_ranks(two_ranks):
