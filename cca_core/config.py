@@ -98,16 +98,19 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    """The VQ tokenizer: a checkpoint (official file or bundle), or the spec and training of a small one."""
+    """The tokenizer: a checkpoint (official file or bundle), or the spec and training of a small one."""
 
     __pydantic_config__: ClassVar = _STRICT
     checkpoint: str = ""
     width: int = 32
     width_multipliers: tuple[int, ...] = (1, 1)
     num_res_blocks: int = 1
-    latent_channels: int = 32
+    #: LlamaGen: channels of the latents before they become code vectors; 0 is the width of the lowest level.
+    latent_channels: int = 0
     codebook_size: int = 16
     codebook_dim: int = 8
+    #: VAR: sides of its token grids, coarse to fine; an official file needs them too.
+    patch_nums: tuple[int, ...] = ()
     epochs: int = 30
     batch_size: int = 64
     optim: OptimConfig = field(
@@ -145,7 +148,7 @@ class FeaturesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BaseConfig:
-    """The pretrained model: a checkpoint (official file or bundle), or the spec and training of a small LlamaGen."""
+    """The pretrained model: a checkpoint (official file or bundle), or the spec and training of a small one."""
 
     __pydantic_config__: ClassVar = _STRICT
     checkpoint: str = ""
@@ -280,6 +283,8 @@ class Recipe:
 
     __pydantic_config__: ClassVar = _STRICT
     name: str = "digits"
+    #: Model family of the tokenizer and the model: ``llamagen`` or ``var``.
+    family: str = "llamagen"
     seed: int = 0
     source: SourceConfig = field(default_factory=SourceConfig)
     tokens: TokensConfig = field(default_factory=TokensConfig)

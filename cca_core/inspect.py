@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from cca_core.bundle import is_bundle, read_info
 from cca_core.config import ConfigError
-from cca_core.models.load import read_official
+from cca_core.models.family import Family, State
+from cca_core.models.load import read_file, state_dicts
 from cca_core.models.registry import FAMILIES, family
 from cca_core.store import Store
 
@@ -46,15 +48,40 @@ def describe(path: str, *, verify: bool = False) -> dict[str, Any]:
             "sampling": info.sampling,
             "metrics": info.metrics,
         }
-    state = read_official(path)
-    kinds = [
-        f"{name} {part}"
+    return _official(path)
+
+
+def _official(path: str) -> dict[str, Any]:
+    """What an official file holds: each state dict with its place, its family and the spec its tensors tell."""
+    content = read_file(path)
+    states = state_dicts(content, path)
+    kinds = {
+        f"{place or 'the file itself'}": (name, part, state)
+        for place, state in states.items()
         for name in FAMILIES
         for part in ("model", "tokenizer")
         if getattr(family(name), f"is_{part}")(state)
-    ]
-    return {
-        "what": f"official checkpoint: {kinds[0] if kinds else 'no family this release knows'}",
-        "tensors": len(state),
-        "parameters": f"{sum(value.numel() for value in state.values()):,}",
     }
+    if not kinds:
+        place, state = next(iter(states.items()))
+        return {
+            "what": f"checkpoint of no family this release knows ({', '.join(FAMILIES)})",
+            "tensors": f"{len(state)} in {place or 'the file itself'}, among them {', '.join(sorted(state)[:4])}",
+        }
+    answer: dict[str, Any] = {"what": "official checkpoint: " + ", ".join(f"{n} {p}" for n, p, _ in kinds.values())}
+    for place, (name, part, state) in kinds.items():
+        answer[f"{name} {part}"] = (
+            f"in {place}: {len(state)} tensors, {sum(value.numel() for value in state.values()):,} numbers; "
+            + _spec_words(family(name), part, state)
+        )
+    if isinstance(content, Mapping) and "" not in states:
+        answer["beside them"] = ", ".join(str(key) for key in content if str(key) not in states) or "nothing"
+    return answer
+
+
+def _spec_words(chosen: Family, part: str, state: State) -> str:
+    try:
+        derive = chosen.official_model_spec if part == "model" else chosen.official_tokenizer_spec
+        return str(derive(state)[0])
+    except ConfigError as error:
+        return str(error)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 #: Elements of one chunk of logits: 64 MiB in float32.
@@ -17,38 +18,44 @@ CHUNK_ELEMENTS = 1 << 24
 
 class _TokenLogp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_NC: Tensor, weight_VC: Tensor, tokens_N: Tensor, chunk: int) -> Tensor:
+    def forward(
+        ctx: Any, hidden_NC: Tensor, weight_VC: Tensor, bias_V: Tensor | None, tokens_N: Tensor, chunk: int
+    ) -> Tensor:
         logp_N = torch.empty(len(tokens_N), dtype=torch.float32, device=hidden_NC.device)
         logsumexp_N = torch.empty_like(logp_N)
         for start in range(0, len(tokens_N), chunk):
             rows = slice(start, start + chunk)
-            logits = (hidden_NC[rows] @ weight_VC.T).float()
+            logits = F.linear(hidden_NC[rows], weight_VC, bias_V).float()
             logsumexp_N[rows] = logits.logsumexp(-1)
             logp_N[rows] = logits.gather(1, tokens_N[rows, None])[:, 0] - logsumexp_N[rows]
-        ctx.save_for_backward(hidden_NC, weight_VC, tokens_N, logsumexp_N)
+        ctx.save_for_backward(hidden_NC, weight_VC, bias_V, tokens_N, logsumexp_N)
         ctx.chunk = chunk
         return logp_N
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         (grad_N,) = grads
-        hidden_NC, weight_VC, tokens_N, logsumexp_N = ctx.saved_tensors
+        hidden_NC, weight_VC, bias_V, tokens_N, logsumexp_N = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden_NC) if ctx.needs_input_grad[0] else None
         # Chunks add up in float32 at least: bfloat16 would lose the small ones.
         wide = torch.promote_types(weight_VC.dtype, torch.float32)
         grad_weight = torch.zeros_like(weight_VC, dtype=wide) if ctx.needs_input_grad[1] else None
+        grad_bias = torch.zeros_like(bias_V, dtype=wide) if ctx.needs_input_grad[2] else None
         for start in range(0, len(tokens_N), ctx.chunk):
             rows = slice(start, start + ctx.chunk)
-            logits = (hidden_NC[rows] @ weight_VC.T).float()
+            logits = F.linear(hidden_NC[rows], weight_VC, bias_V).float()
             # d logp / d logits = onehot(token) - softmax
             grad_logits = (logits - logsumexp_N[rows, None]).exp_().mul_(-grad_N[rows, None])
             grad_logits.scatter_add_(1, tokens_N[rows, None], grad_N[rows, None])
+            if grad_bias is not None:
+                grad_bias += grad_logits.sum(0)
             grad_logits = grad_logits.to(weight_VC.dtype)
             if grad_hidden is not None:
                 grad_hidden[rows] = grad_logits @ weight_VC
             if grad_weight is not None:
                 grad_weight += grad_logits.T @ hidden_NC[rows]
-        return grad_hidden, grad_weight.to(weight_VC.dtype) if grad_weight is not None else None, None, None
+        narrow = [g.to(weight_VC.dtype) if g is not None else None for g in (grad_weight, grad_bias)]
+        return grad_hidden, *narrow, None, None
 
 
 def token_logp(
@@ -56,9 +63,10 @@ def token_logp(
     weight_VC: Tensor,
     tokens_BL: Tensor,
     *,
+    bias_V: Tensor | None = None,
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> Tensor:
-    """log softmax(hidden @ weight.T) at ``tokens``: float32 [B, L] in nats, whatever the dtype of the model."""
+    """log softmax(hidden @ weight.T + bias) at ``tokens``: float32 [B, L] in nats, whatever the dtype of the model."""
     chunk = max(1, chunk_elements // weight_VC.shape[0])
-    flat = _TokenLogp.apply(hidden_BLC.flatten(0, 1), weight_VC, tokens_BL.flatten(), chunk)
+    flat = _TokenLogp.apply(hidden_BLC.flatten(0, 1), weight_VC, bias_V, tokens_BL.flatten(), chunk)
     return flat.view(tokens_BL.shape)

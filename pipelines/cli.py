@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -227,20 +227,30 @@ def ui(port: Annotated[int, typer.Option(help="Port of the MLflow UI.")] = 5000)
 
 @app.command()
 def convert(
-    official: Annotated[str, typer.Argument(help="Official .pt/.pth checkpoint of a model or tokenizer.")],
-    out: Annotated[Path, typer.Argument(help="Directory of the bundle to write.")],
+    source: Annotated[str, typer.Argument(help="Official .pt/.pth file of a model or tokenizer, or a bundle.")],
+    out: Annotated[Path, typer.Argument(help="Directory to write: a bundle, or the official files of a bundle.")],
     num_tokens: Annotated[
-        int, typer.Option(help="Tokens per image, which a model's file does not tell: 256, 576, ...")
+        int, typer.Option(help="LlamaGen model: tokens per image, which its file does not tell: 256, 576, ...")
     ] = 0,
     num_heads: Annotated[int, typer.Option(help="Heads, only for sizes that are not official.")] = 0,
+    num_cond_tokens: Annotated[int, typer.Option(help="Text-conditional LlamaGen: caption tokens, if not 120.")] = 0,
+    patch_nums: Annotated[str, typer.Option(help="VAR tokenizer: sides of its grids, as in 1,2,3,4.")] = "",
     weights: Annotated[str, typer.Option(help="model, or ema where the file has both.")] = "model",
 ) -> None:
-    """Convert an official checkpoint to a bundle (safetensors and JSON, no pickle)."""
-    from cca_core.convert import convert_official
+    """Convert an official checkpoint to a bundle (safetensors and JSON, no pickle), or a bundle back.
 
-    spec = {name: value for name, value in (("num_tokens", num_tokens), ("num_heads", num_heads)) if value}
-    written = convert_official(official, out, weights=weights, **spec)
-    console.print(f"{out}: {written}. Look at it with: cca inspect {out}", highlight=False, soft_wrap=True)
+    The direction follows from SOURCE; every tensor keeps its bits both ways.
+    """
+    from cca_core.convert import convert as convert_checkpoint
+
+    numbers = (("num_tokens", num_tokens), ("num_heads", num_heads), ("num_cond_tokens", num_cond_tokens))
+    spec: dict[str, Any] = {name: value for name, value in numbers if value}
+    if patch_nums:
+        if not all(side.strip().isdigit() for side in patch_nums.split(",")):
+            raise ConfigError(f"--patch-nums {patch_nums} are not whole numbers: write them as 1,2,3,4")
+        spec["patch_nums"] = tuple(int(side) for side in patch_nums.split(","))
+    written = convert_checkpoint(source, out, weights=weights, **spec)
+    _say(f"{out}: {written}. Look at it with: cca inspect {out}")
 
 
 @app.command()

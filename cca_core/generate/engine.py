@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cca_core.generate.sampling import Sampling, draw
-from cca_core.models.base import ARImageModel, Cond, class_ids
+from cca_core.models.base import ARImageModel, Captions, ClassIds, Cond, as_condition
 from cca_core.pairs import sequence_uniforms
 
 #: Rows of one padded batch unless the caller knows better.
@@ -49,33 +49,29 @@ def generate(
     """Draw images as tokens.
 
     Args:
-        cond: classes int64 [B].
+        cond: classes int64 [B], or captions.
         seeds_B: one int64 seed per image; equal seeds give equal tokens for equal conditions.
         batch_size: rows of one batch; the last is padded, because a different shape rounds differently.
 
     Returns:
         int64 [B, L] on the CPU.
     """
-    ids_B = class_ids(cond).cpu()
+    given = as_condition(cond)
     device = next(model.parameters()).device
     uniforms_BL = torch.from_numpy(sequence_uniforms(seeds_B.cpu().numpy(), model.spec.num_tokens))
-    tokens = [
-        _generate_batch(
-            model,
-            pad_rows(ids_B[rows], batch_size).to(device),
-            pad_rows(uniforms_BL[rows], batch_size).to(device),
-            sampling,
-        )[: rows.stop - rows.start].cpu()
-        for rows in padded_batches(len(ids_B), batch_size)
-    ]
+    tokens = []
+    for rows in padded_batches(len(given), batch_size):
+
+        def part(tensor: Tensor, rows: slice = rows) -> Tensor:
+            return pad_rows(tensor[rows], batch_size).to(device)
+
+        drawn = _generate_batch(model, given.map(part), part(uniforms_BL), sampling)
+        tokens.append(drawn[: rows.stop - rows.start].cpu())
     return torch.cat(tokens) if tokens else torch.empty(0, model.spec.num_tokens, dtype=torch.int64)
 
 
-def _generate_batch(model: ARImageModel, ids_B: Tensor, uniforms_BL: Tensor, sampling: Sampling) -> Tensor:
-    if sampling.guided:
-        decoder = model.decoder(torch.cat([ids_B, torch.full_like(ids_B, model.spec.null_label)]))
-    else:
-        decoder = model.decoder(ids_B)
+def _generate_batch(model: ARImageModel, cond: ClassIds | Captions, uniforms_BL: Tensor, sampling: Sampling) -> Tensor:
+    decoder = model.decoder(cond.append(model.null_cond(cond)) if sampling.guided else cond)
     drawn: list[Tensor] = []
     previous: Tensor | None = None
     position = 0

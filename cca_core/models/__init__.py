@@ -2,11 +2,13 @@
 
 from cca_core.models.base import (
     ARImageModel,
+    Captions,
     ClassIds,
     Cond,
     Decoder,
     ImageTokenizer,
     ModelSpec,
+    as_condition,
     class_ids,
     to_uint8,
 )
@@ -16,11 +18,13 @@ from cca_core.models.registry import FAMILIES, family
 __all__ = [
     "FAMILIES",
     "ARImageModel",
+    "Captions",
     "ClassIds",
     "Cond",
     "Decoder",
     "ImageTokenizer",
     "ModelSpec",
+    "as_condition",
     "class_ids",
     "family",
     "load_model",

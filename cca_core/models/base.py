@@ -3,26 +3,66 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
+from cca_core.config import ConfigError
+
 
 @dataclass(frozen=True)
-class ClassIds:
+class Rows:
+    """Tensors with one row per image."""
+
+    def __len__(self) -> int:
+        return len(next(iter(vars(self).values())))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same conditions with ``change`` applied to every tensor."""
+        return type(self)(**{name: change(value) for name, value in vars(self).items() if value is not None})
+
+    def append(self, other: Self) -> Self:
+        """These rows, then the other's."""
+        theirs = vars(other)
+        return type(self)(**{n: torch.cat([v, theirs[n]]) for n, v in vars(self).items() if v is not None})
+
+
+@dataclass(frozen=True)
+class ClassIds(Rows):
     """Conditions that are classes: int64 [B]; ``spec.null_label`` is the null condition."""
 
     ids_B: Tensor
 
 
+@dataclass(frozen=True)
+class Captions(Rows):
+    """Conditions that are texts: features [B, T, D] of a frozen text encoder, left padded with zeros.
+
+    ``mask_BT`` is 1 on valid positions; without it every position counts.
+    """
+
+    features_BTD: Tensor
+    mask_BT: Tensor | None = None
+
+
 #: An int64 tensor [B] means ``ClassIds``.
-Cond = ClassIds | Tensor
+Cond = ClassIds | Captions | Tensor
+
+
+def as_condition(cond: Cond) -> ClassIds | Captions:
+    """The condition as an object."""
+    return ClassIds(cond) if isinstance(cond, Tensor) else cond
 
 
 def class_ids(cond: Cond) -> Tensor:
-    """The int64 [B] class ids of a condition."""
-    return cond.ids_B if isinstance(cond, ClassIds) else cond
+    """The int64 [B] class ids of a condition; ConfigError where it is a caption."""
+    cond = as_condition(cond)
+    if not isinstance(cond, ClassIds):
+        raise ConfigError("this model is conditioned on classes, not on captions")
+    return cond.ids_B
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,28 +98,64 @@ class ARImageModel(nn.Module, ABC):
     Deterministic in eval(); in train() the configured dropout applies.
     """
 
+    #: Name in the registry.
+    family: ClassVar[str]
     spec: ModelSpec
+    #: The repeated blocks: what sharding, activation checkpointing and compilation wrap.
+    blocks: Callable[[], list[nn.Module]]
+    #: Fields of the tokenizer's spec that the model's must equal, where the model reads its tokenizer's codes.
+    tokenizer_fields: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def forward(self, tokens_BL: Tensor, cond: Cond) -> Tensor:
         """log p(token | earlier tokens, condition) in nats, float32 [B, L], for int64 tokens [B, L]."""
 
     @abstractmethod
-    def blocks(self) -> list[nn.Module]:
-        """The repeated blocks: what sharding, activation checkpointing and compilation wrap."""
-
-    @abstractmethod
     def decoder(self, cond: Cond) -> Decoder:
         """A fresh decoder for the rows of ``cond``."""
 
+    @abstractmethod
+    def null_cond(self, cond: Cond) -> ClassIds | Captions:
+        """The null condition for as many rows: what guidance and label dropout put in place of ``cond``."""
+
+    @abstractmethod
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Fill the parameters as official training starts."""
+
+    @abstractmethod
+    def set_dropout(self, rate: float) -> None:
+        """What the family drops in train(): LlamaGen tokens and branches, VAR whole branches of a row."""
+
+    @abstractmethod
     def guidance_scale(self, cfg_scale: float, cfg_interval: int, step: int) -> float:
-        """The scale s of ``uncond + s * (cond - uncond)`` at model call ``step``; 1.0 means off."""
-        del cfg_interval, step
-        return cfg_scale
+        """The scale s of ``null + s * (cond - null)`` at model call ``step``; 1.0 means off."""
+
+    def attach_tokenizer(self, tokenizer: ImageTokenizer) -> None:
+        """Take from the tokenizer what the model reads of it: nothing, unless the family says otherwise."""
+        del tokenizer
+
+
+@dataclass(frozen=True)
+class CodeStep:
+    """One training step of a tokenizer's codes.
+
+    ``decoded_BCHW`` lets gradients through the quantisation; ``tokens_N`` are the codes that were used and
+    ``vectors_ND`` what was coded, in the space of the codebook's stored vectors.
+    """
+
+    decoded_BCHW: Tensor
+    codebook: Tensor
+    commitment: Tensor
+    tokens_N: Tensor
+    vectors_ND: Tensor
 
 
 class ImageTokenizer(nn.Module, ABC):
-    """Image <-> tokens. ``spec`` is the family's dataclass with at least ``codebook_size`` and ``downsample``."""
+    """Image <-> tokens. ``spec`` is the family's dataclass with at least ``codebook_size``, ``downsample`` and
+    ``num_tokens(image_size)``; ``quantize.embedding`` is the codebook."""
+
+    family: ClassVar[str]
+    quantize: nn.Module
 
     @abstractmethod
     def encode(self, images_BCHW: Tensor) -> Tensor:
@@ -88,6 +164,10 @@ class ImageTokenizer(nn.Module, ABC):
     @abstractmethod
     def decode(self, tokens_BL: Tensor) -> Tensor:
         """Images float [B, 3, H, W], about [-1, 1] (not clamped), of int64 tokens."""
+
+    @abstractmethod
+    def code_step(self, images_BCHW: Tensor) -> CodeStep:
+        """Encode, quantise and decode with gradients; squared codebook and commitment errors beside it."""
 
 
 def to_uint8(images_BCHW: Tensor) -> Tensor:

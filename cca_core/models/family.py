@@ -15,13 +15,24 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Family:
-    """Types and functions of a family; ``official_*`` turn an official state dict into (spec, tensors to load)."""
+    """Types and functions of a family.
+
+    ``small_*`` give the spec of what a recipe trains itself. ``official_*_spec`` turn an official state dict into
+    (spec, tensors to load); ``official_model`` and ``official_tokenizer`` give the content of the file that official
+    scripts load. ``containers`` are the paths of keys under which the family's own training files keep their state
+    dicts, beside the common ones.
+    """
 
     model_spec_type: type
     build_model: Callable[[Any], ARImageModel]
+    small_model_spec: Callable[..., Any]
     tokenizer_spec_type: type
     build_tokenizer: Callable[[Any], ImageTokenizer]
+    small_tokenizer_spec: Callable[..., Any]
+    containers: tuple[tuple[str, ...], ...]
     is_model: Callable[[State], bool]
     is_tokenizer: Callable[[State], bool]
     official_model_spec: Callable[..., tuple[Any, dict[str, Tensor]]]
     official_tokenizer_spec: Callable[..., tuple[Any, dict[str, Tensor]]]
+    official_model: Callable[[Any], dict[str, Any]]
+    official_tokenizer: Callable[[Any], dict[str, Any]]

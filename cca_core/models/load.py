@@ -15,24 +15,24 @@ from torch import Tensor, nn
 from cca_core.bundle import is_bundle, read_bundle, read_info
 from cca_core.config import ConfigError
 from cca_core.models.base import ARImageModel, ImageTokenizer
-from cca_core.models.family import Family
-from cca_core.models.registry import detect, family
+from cca_core.models.family import Family, State
+from cca_core.models.registry import FAMILIES, detect, family, unknown
 
 Module = TypeVar("Module", bound=nn.Module)
 
 #: Where official training and sampling scripts put the weights, in the order in which they are preferred.
-CONTAINER_KEYS = ("model", "module", "state_dict")
+CONTAINERS = (("model",), ("module",), ("state_dict",))
 
 
-def read_official(uri: str, *, weights: str = "model") -> dict[str, Tensor]:
-    """The state dict inside an official ``.pt``/``.pth`` file, read with weights_only=True.
+def read_file(uri: str) -> Any:
+    """The content of a ``.pt``/``.pth`` file, read with weights_only=True.
 
-    Raises ConfigError for a missing file, a file torch cannot read safely, or one without the weights asked for.
+    Raises ConfigError for a missing file, or one that torch cannot read safely.
     """
     try:
         # Official training files carry their argparse flags; a Namespace is plain data.
         with fsspec.open(uri, "rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ConfigError(f"no checkpoint at {uri}: give a bundle directory or an official .pt/.pth file") from None
     except IsADirectoryError:
@@ -42,19 +42,50 @@ def read_official(uri: str, *, weights: str = "model") -> dict[str, Tensor]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"{uri} is not a checkpoint that can be read safely (weights_only): {reason}") from error
+
+
+def state_dicts(content: Any, uri: str) -> dict[str, State]:
+    """The state dicts inside a file by their path of keys ("" is the file itself), the preferred first."""
+    paths = (*CONTAINERS, *(path for name in FAMILIES for path in family(name).containers), ())
+    states = {".".join(path): dict(found) for path in paths if is_state(found := _inside(content, path))}
+    if not states:
+        raise ConfigError(
+            f"{uri} holds no state dict: expected a plain dict of tensors, or one under "
+            f"{', '.join('.'.join(path) for path in paths if path)}"
+        )
+    return states
+
+
+def read_official(uri: str, *, weights: str = "model") -> list[State]:
+    """The state dicts inside an official file, the preferred first; ConfigError where those asked for are not there."""
+    content = read_file(uri)
     if weights == "ema":
-        if not (isinstance(content, dict) and "ema" in content):
+        if not (isinstance(content, Mapping) and is_state(content.get("ema"))):
             raise ConfigError(f"{uri} holds no EMA weights: use weights=model")
-        return dict(content["ema"])
-    if isinstance(content, dict):
-        for key in CONTAINER_KEYS:
-            if isinstance(content.get(key), Mapping):
-                return dict(content[key])
-        if content and all(isinstance(value, Tensor) for value in content.values()):
-            return dict(content)
-    raise ConfigError(
-        f"{uri} holds no state dict: expected one of {', '.join(CONTAINER_KEYS)}, or a plain dict of tensors"
-    )
+        return [dict(content["ema"])]
+    return list(state_dicts(content, uri).values())
+
+
+def _inside(content: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        content = content.get(key) if isinstance(content, Mapping) else None
+    return content
+
+
+def is_state(value: Any) -> bool:
+    """Whether ``value`` is a dict of tensors, and not empty."""
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(v, Tensor) for v in value.values())
+
+
+def detect_part(uri: str, weights: str = "model") -> tuple[str, str, State]:
+    """("model" or "tokenizer", family name, state dict) of an official file; a model goes before a tokenizer."""
+    states = read_official(uri, weights=weights)
+    for part in ("model", "tokenizer"):
+        for state in states:
+            for name in FAMILIES:
+                if getattr(family(name), f"is_{part}")(state):
+                    return part, name, state
+    raise unknown(states[0], "model or tokenizer")
 
 
 def fill(build: Callable[[Any], Module], spec: Any, tensors: Mapping[str, Tensor], origin: str) -> Module:
@@ -104,8 +135,7 @@ def read_spec(path_or_uri: str, part: str, *, weights: str = "model", **spec: An
     """The spec of a checkpoint's ``part`` ("model" or "tokenizer") without building it; errors as in load_model."""
     if is_bundle(path_or_uri):
         return _bundle_spec(path_or_uri, part, spec)[1]
-    state = read_official(path_or_uri, weights=weights)
-    _, chosen = detect(state, part)
+    _, chosen, state = detect(read_official(path_or_uri, weights=weights), part)
     derive = chosen.official_model_spec if part == "model" else chosen.official_tokenizer_spec
     return derive(state, **spec)[0]
 
@@ -123,19 +153,32 @@ def load_model(
 
     Args:
         path_or_uri: any fsspec URI.
-        tokenizer: for families whose model needs its tokenizer; LlamaGen needs none.
+        tokenizer: VAR needs its own, loaded or as a path (a bundle, which needs no spec); a bundle of model and
+            tokenizer brings it along. LlamaGen needs none.
         weights: "model", or "ema" where an official file has both.
-        spec: what an official file's tensors cannot tell: ``num_tokens`` always, ``num_heads`` for unofficial sizes.
+        spec: what an official file's tensors cannot tell: ``num_tokens`` (LlamaGen), ``num_heads`` for unofficial
+            sizes, ``num_cond_tokens`` for captions of another length than 120.
     """
-    del tokenizer
     if is_bundle(path_or_uri):
         chosen, model_spec = _bundle_spec(path_or_uri, "model", spec)
         tensors = read_bundle(path_or_uri).model_tensors
     else:
-        state = read_official(path_or_uri, weights=weights)
-        _, chosen = detect(state, "model")
+        _, chosen, state = detect(read_official(path_or_uri, weights=weights), "model")
         model_spec, tensors = chosen.official_model_spec(state, **spec)
-    return fill(chosen.build_model, model_spec, tensors, path_or_uri).to(device=device, dtype=dtype).eval()
+    model = fill(chosen.build_model, model_spec, tensors, path_or_uri).to(device=device, dtype=dtype).eval()
+    if model.tokenizer_fields:
+        if tokenizer is None and is_bundle(path_or_uri) and read_info(path_or_uri).tokenizer is not None:
+            tokenizer = path_or_uri
+        if tokenizer is None:
+            raise ConfigError(
+                f"{path_or_uri} is a {model.family} model, which reads its tokenizer's codes: pass tokenizer= "
+                "(a path, or a loaded one)"
+            )
+        if isinstance(tokenizer, str):
+            known = {name: getattr(model.spec, name) for name in model.tokenizer_fields}
+            tokenizer = load_tokenizer(tokenizer, **known)
+        model.attach_tokenizer(tokenizer)
+    return model
 
 
 def load_tokenizer(
@@ -146,7 +189,6 @@ def load_tokenizer(
         chosen, tokenizer_spec = _bundle_spec(path_or_uri, "tokenizer", spec)
         tensors = read_bundle(path_or_uri).tokenizer_tensors
     else:
-        state = read_official(path_or_uri)
-        _, chosen = detect(state, "tokenizer")
+        _, chosen, state = detect(read_official(path_or_uri), "tokenizer")
         tokenizer_spec, tensors = chosen.official_tokenizer_spec(state, **spec)
     return fill(chosen.build_tokenizer, tokenizer_spec, tensors, path_or_uri).to(device=device, dtype=dtype).eval()

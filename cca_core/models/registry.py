@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 
 from cca_core.config import ConfigError
@@ -19,13 +20,22 @@ def family(name: str) -> Family:
     return import_module(FAMILIES[name]).FAMILY
 
 
-def detect(state: State, part: str) -> tuple[str, Family]:
-    """The family whose ``part`` ("model" or "tokenizer") these tensors are, judged by their names."""
-    for name in FAMILIES:
-        candidate = family(name)
-        if (candidate.is_model if part == "model" else candidate.is_tokenizer)(state):
-            return name, candidate
+def detect(states: Sequence[State], part: str) -> tuple[str, Family, State]:
+    """The family whose ``part`` ("model" or "tokenizer") one of these state dicts is, judged by its names; and which.
+
+    A file may hold several, as VAR's training files hold transformer and tokenizer.
+    """
+    for state in states:
+        for name in FAMILIES:
+            candidate = family(name)
+            if (candidate.is_model if part == "model" else candidate.is_tokenizer)(state):
+                return name, candidate, state
+    raise unknown(states[0], part)
+
+
+def unknown(state: State, part: str) -> ConfigError:
+    """The refusal of tensors that no family recognises."""
     some = ", ".join(sorted(state)[:4])
-    raise ConfigError(
+    return ConfigError(
         f"these tensors are no {part} of a known family ({', '.join(FAMILIES)}); the file holds {some}, ..."
     )

@@ -57,7 +57,7 @@ def import_base(
     uri, dataset = recipe.base.checkpoint, TokenDataset(tokens)
     tokenizer = load_tokenizer(tokenizer_uri)
     spec = {} if is_bundle(uri) else {"num_tokens": dataset.num_tokens}
-    model = load_model(uri, weights=recipe.base.weights, **spec)
+    model = load_model(uri, tokenizer=tokenizer, weights=recipe.base.weights, **spec)
     check_fit(
         uri,
         model.spec,

@@ -46,6 +46,19 @@ def _image_section(recipe: Recipe) -> Section:
     }
 
 
+# An imported file counts by its content (the input's sha256), not by where it lies.
+def _tokenizer_section(recipe: Recipe) -> Section:
+    if recipe.tokenizer.checkpoint:
+        return _pick(recipe.tokenizer, "patch_nums")
+    return {"family": recipe.family, "tokenizer": as_dict(recipe.tokenizer)} | _image_section(recipe)
+
+
+def _base_section(recipe: Recipe) -> Section:
+    if recipe.base.checkpoint:
+        return _pick(recipe.base, "weights")
+    return {"family": recipe.family, "base": as_dict(recipe.base), "seed": recipe.seed}
+
+
 #: In the order in which they run. ``source``, ``tokenizer_checkpoint`` and ``base_checkpoint`` are outside: the digest
 #: of the source's listing, the sha256 of a file. sweep and safety will stand before align and decide.
 STAGES: tuple[StageSpec, ...] = (
@@ -53,8 +66,7 @@ STAGES: tuple[StageSpec, ...] = (
         "tokenizer",
         1,
         ("source", "tokenizer_checkpoint"),
-        # An imported file counts by its content (the input's sha256), not by where it lies.
-        lambda r: {} if r.tokenizer.checkpoint else {"tokenizer": as_dict(r.tokenizer)} | _image_section(r),
+        _tokenizer_section,
         "image <-> tokens, trained on the images or imported",
     ),
     StageSpec(
@@ -75,7 +87,7 @@ STAGES: tuple[StageSpec, ...] = (
         "base",
         1,
         ("tokens", "tokenizer", "base_checkpoint"),
-        lambda r: _pick(r.base, "weights") if r.base.checkpoint else {"base": as_dict(r.base), "seed": r.seed},
+        _base_section,
         "the pretrained model, trained or imported",
     ),
     StageSpec(

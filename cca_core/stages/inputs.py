@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import fsspec
 
 from cca_core.bundle import INFO_NAME, MODEL_NAME, TOKENIZER_NAME, is_bundle
 from cca_core.config import ConfigError, Recipe
+from cca_core.models import family
 from cca_core.models.base import ModelSpec
 from cca_core.models.load import read_spec
 from cca_core.sources import listing_digest, open_source
 from cca_core.store import StageDirectory
-from cca_core.train.tokenizer import tokenizer_spec
 
 
 def file_sha256(uri: str) -> str:
@@ -55,17 +56,30 @@ def check_checkpoints(recipe: Recipe, base: StageDirectory) -> None:
     """
     if base.manifest() is not None:
         return
-    tokenizer = recipe.tokenizer.checkpoint
-    vq = read_spec(tokenizer, "tokenizer") if tokenizer else tokenizer_spec(recipe.tokenizer)
-    size, side = recipe.tokens.image_size, vq.downsample
-    if size % side:
-        raise ConfigError(f"tokens.image_size={size} is no multiple of the {side} pixels per token of {tokenizer}")
+    vq = tokenizer_spec(recipe)
+    num_tokens = vq.num_tokens(recipe.tokens.image_size)
     uri = recipe.base.checkpoint
     if uri:
-        num_tokens, num_classes = (size // side) ** 2, len(open_source(recipe.source).list()[1])
+        num_classes = len(open_source(recipe.source).list()[1])
         asked = {} if is_bundle(uri) else {"num_tokens": num_tokens}
         spec = read_spec(uri, "model", weights=recipe.base.weights, **asked)
         check_fit(uri, spec, codebook_size=vq.codebook_size, num_tokens=num_tokens, num_classes=num_classes)
+
+
+def tokenizer_spec(recipe: Recipe) -> Any:
+    """The spec of the recipe's tokenizer: its checkpoint's, or that of the small one it trains."""
+    chosen, config = family(recipe.family), recipe.tokenizer
+    if not config.checkpoint:
+        return chosen.small_tokenizer_spec(config)
+    spec = read_spec(config.checkpoint, "tokenizer", **tokenizer_arguments(recipe))
+    if not isinstance(spec, chosen.tokenizer_spec_type):
+        raise ConfigError(f"{config.checkpoint} is no tokenizer of family {recipe.family}: set family: in the recipe")
+    return spec
+
+
+def tokenizer_arguments(recipe: Recipe) -> dict[str, Any]:
+    """What the recipe says of a tokenizer file that its tensors cannot tell."""
+    return {"patch_nums": recipe.tokenizer.patch_nums} if recipe.tokenizer.patch_nums else {}
 
 
 def check_fit(uri: str, spec: ModelSpec, *, codebook_size: int, num_tokens: int, num_classes: int) -> None:

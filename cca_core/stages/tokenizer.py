@@ -13,7 +13,8 @@ from cca_core.bundle import INFO_NAME, TOKENIZER_NAME
 from cca_core.config import Recipe
 from cca_core.generate import decode_images
 from cca_core.manifest import Manifest
-from cca_core.models import ImageTokenizer, load_tokenizer, to_uint8
+from cca_core.models import ImageTokenizer, family, load_tokenizer, to_uint8
+from cca_core.stages.inputs import tokenizer_arguments
 from cca_core.stages.run import Context
 from cca_core.store import StageDirectory
 from cca_core.train.distributed import pick_device
@@ -38,7 +39,7 @@ def run(stage: str, context: Context) -> Manifest:
 def import_tokenizer(*, on_log: Callable[..., None], directory: StageDirectory, recipe: Recipe) -> dict[str, Any]:
     """Read the recipe's tokenizer checkpoint and write it as a bundle."""
     del on_log
-    tokenizer = load_tokenizer(recipe.tokenizer.checkpoint)
+    tokenizer = load_tokenizer(recipe.tokenizer.checkpoint, **tokenizer_arguments(recipe))
     write_bundle(directory, bundle_info(None, tokenizer, recipe, (), {}), None, tokenizer)
     return {"imported": 1}
 
@@ -58,6 +59,7 @@ def train(*, on_log: Callable[..., None], directory: StageDirectory, recipe: Rec
         pixels[~held_out],
         pixels[held_out],
         recipe.tokenizer,
+        family(recipe.family),
         seed=recipe.seed,
         device=pick_device(recipe.execution.device),
         on_epoch=on_epoch,

@@ -8,9 +8,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from cca_core.config import OptimConfig
+from cca_core.models import ARImageModel
 from cca_core.objectives.base import LossOutput, Objective
 from cca_core.train.batches import BatchSource, to_device
 from cca_core.train.distributed import World, parallelize, sum_over_ranks
@@ -35,15 +36,8 @@ class FitResult:
     curve: list[dict[str, float]] = field(default_factory=list)
 
 
-def set_dropout(model: nn.Module, rate: float) -> None:
-    """Set the rate of every dropout layer; it acts in train() only."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = rate
-
-
 def fit(
-    model: nn.Module,
+    model: ARImageModel,
     objective: Objective,
     batches: BatchSource,
     optim: OptimConfig,
@@ -81,7 +75,7 @@ def fit(
 
 
 def _fit(
-    model: nn.Module,
+    model: ARImageModel,
     objective: Objective,
     batches: BatchSource,
     optim: OptimConfig,
@@ -93,7 +87,7 @@ def _fit(
     log_every_steps: int,
     on_log: Callable[[dict[str, float]], None],
 ) -> FitResult:
-    set_dropout(model, dropout)
+    model.set_dropout(dropout)
     wrapped = parallelize(model, world).train()
     optimizer = build_optimizer(model, optim)
     total = epochs * batches.steps_per_epoch
@@ -128,13 +122,13 @@ def _fit(
             on_log(record)
         if states and checkpoint_every_steps and (done % checkpoint_every_steps == 0 or done == total):
             states.save(model, optimizer, done, curve)
-    set_dropout(model, 0.0)
+    model.set_dropout(0.0)
     model.eval()
     return FitResult(steps=total, resumed_from=start, curve=curve)
 
 
 def _accumulate(
-    wrapped: nn.parallel.DistributedDataParallel,
+    wrapped: DistributedDataParallel,
     objective: Objective,
     batches: BatchSource,
     step: int,

@@ -13,7 +13,6 @@ from cca_core.bundle import BundleInfo, Part, bundle_files
 from cca_core.config import Recipe
 from cca_core.dataset import ReferenceColumns, TokenDataset, class_names
 from cca_core.models import ARImageModel, ImageTokenizer, family, load_model, load_tokenizer
-from cca_core.models.llamagen.network import LlamaGenSpec, default_ffn_dim
 from cca_core.objectives import Likelihood, alignment_objective
 from cca_core.store import StageDirectory
 from cca_core.train.batches import BatchSource, CachedReference, OnlineReference, Reference
@@ -23,21 +22,6 @@ from cca_core.train.train_state import TrainStates
 
 OnLog = Callable[[dict[str, float]], None]
 CURVE_NAME = "curve.json"
-
-
-def base_spec(recipe: Recipe, dataset: TokenDataset, vocab_size: int) -> LlamaGenSpec:
-    """The small LlamaGen that is trained where no checkpoint is given."""
-    config = recipe.base
-    return LlamaGenSpec(
-        vocab_size=vocab_size,
-        num_tokens=dataset.num_tokens,
-        num_classes=dataset.num_classes,
-        dim=config.dim,
-        num_layers=config.num_layers,
-        num_heads=config.num_heads,
-        num_kv_heads=config.num_heads,
-        ffn_dim=default_ffn_dim(config.dim),
-    )
 
 
 def train_base(
@@ -52,7 +36,13 @@ def train_base(
     """Train the base by maximum likelihood and write its bundle (rank 0)."""
     dataset = TokenDataset(tokens)
     tokenizer = load_tokenizer(tokenizer_uri)
-    model = family("llamagen").build_model(base_spec(recipe, dataset, tokenizer.spec.codebook_size))
+    chosen = family(tokenizer.family)
+    model = chosen.build_model(
+        chosen.small_model_spec(
+            recipe.base, tokenizer.spec, num_tokens=dataset.num_tokens, num_classes=dataset.num_classes
+        )
+    )
+    model.attach_tokenizer(tokenizer)
     model.init_weights(torch.Generator().manual_seed(recipe.seed))
     batches = BatchSource(
         dataset,
@@ -139,8 +129,8 @@ def bundle_info(
 ) -> BundleInfo:
     """bundle.json of what a stage trained or imported; served guidance-free unless registration says otherwise."""
     return BundleInfo(
-        model=Part("llamagen", asdict(model.spec)) if model is not None else None,
-        tokenizer=Part("llamagen", asdict(tokenizer.spec)),
+        model=Part(model.family, asdict(model.spec)) if model is not None else None,
+        tokenizer=Part(tokenizer.family, asdict(tokenizer.spec)),
         image_size=recipe.tokens.image_size,
         class_names=names,
         sampling={"temperature": 1.0, "top_k": 0, "top_p": 1.0, "cfg_scale": 1.0},

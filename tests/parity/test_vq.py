@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from cca_core.models import ImageTokenizer, load_tokenizer, to_uint8
-from cca_core.train.tokenizer import _loss
+from cca_core.train.tokenizer import COMMITMENT
 
 DATA = Path(__file__).parent / "data" / "vq_llamagen"
 
@@ -83,6 +83,7 @@ def test_pixels_of_our_own_decoding(tokenizer, golden):
 
 
 def test_the_codebook_losses_of_the_trainer(tokenizer, golden):
-    loss, error, tokens, _ = _loss(tokenizer, golden["image"])
-    assert torch.equal(tokens, golden["code_indices"])
-    close(loss - error, golden["train_vq_loss"][0] + golden["train_commit_loss"][0], 1e-5)
+    step = tokenizer.code_step(golden["image"])
+    assert torch.equal(step.tokens_N, golden["code_indices"])
+    close(step.codebook, golden["train_vq_loss"][0], 1e-5)
+    close(COMMITMENT * step.commitment, golden["train_commit_loss"][0], 1e-5)

@@ -35,7 +35,7 @@ def changed(*overrides: str, inputs: dict[str, str] = INPUTS, before: Recipe | N
         ({"align": {"betta": 1}}, r"unknown recipe key align\.betta: did you mean align\.beta\?"),
         ({"align": {"lambda": 1}}, r"unknown recipe key align\.lambda: did you mean align\.lambda_\?"),
         ({"align": {"optim": {"zzz": 1}}}, r"unknown recipe key align\.optim\.zzz: known here: lr, betas, eps"),
-        ({"zzz": 1}, r"unknown recipe key zzz: known here: name, seed, source, "),
+        ({"zzz": 1}, r"unknown recipe key zzz: known here: name, family, seed, source, "),
         ({"align": 3}, r"recipe key align is a section: give keys below it, such as align\.objective"),
         ({"align": {"optim": 1e-4}}, r"recipe key align\.optim is a section: .* such as align\.optim\.lr"),
     ],

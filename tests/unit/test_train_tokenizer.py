@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from cca_core.config import OptimConfig, TokenizerConfig
+from cca_core.models import family
 from cca_core.models.llamagen.tokenizer import VQTokenizer
-from cca_core.train.tokenizer import reconstruction_facts, tokenizer_spec, train_tokenizer
+from cca_core.train.tokenizer import reconstruction_facts, train_tokenizer
 
 SMALL = TokenizerConfig(
     codebook_size=12, batch_size=32, epochs=14, optim=OptimConfig(lr=3e-3, warmup_steps=5, schedule="cosine")
@@ -31,7 +32,13 @@ def bars(count: int, seed: int) -> Tensor:
 def train(config: TokenizerConfig = SMALL, *, seed: int = 0, images: int = 96) -> tuple[VQTokenizer, dict, list[dict]]:
     epochs: list[dict[str, float]] = []
     tokenizer, facts = train_tokenizer(
-        bars(images, 0), bars(40, 1), config, seed=seed, device=torch.device("cpu"), on_epoch=epochs.append
+        bars(images, 0),
+        bars(40, 1),
+        config,
+        family("llamagen"),
+        seed=seed,
+        device=torch.device("cpu"),
+        on_epoch=epochs.append,
     )
     return tokenizer, facts, epochs
 
@@ -109,7 +116,15 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_generator_al
 def test_held_out_images_are_not_trained_on():
     config = dataclasses.replace(SMALL, epochs=1)
     results = [
-        train_tokenizer(bars(40, 0), held_out, config, seed=0, device=torch.device("cpu"), on_epoch=lambda _: None)[0]
+        train_tokenizer(
+            bars(40, 0),
+            held_out,
+            config,
+            family("llamagen"),
+            seed=0,
+            device=torch.device("cpu"),
+            on_epoch=lambda _: None,
+        )[0]
         for held_out in (bars(8, 1), torch.zeros(3, 3, 8, 8, dtype=torch.uint8))
     ]
     assert all(map(torch.equal, results[0].parameters(), results[1].parameters()))
@@ -118,7 +133,7 @@ def test_held_out_images_are_not_trained_on():
 def test_the_recipe_gives_the_sizes():
     config = TokenizerConfig(width=64, width_multipliers=(1, 2), codebook_size=9, codebook_dim=5, latent_channels=32)
     tokenizer, _, _ = train(dataclasses.replace(config, epochs=0), images=8)
-    assert tokenizer.spec == tokenizer_spec(config)
+    assert tokenizer.spec == family("llamagen").small_tokenizer_spec(config)
     assert tokenizer.quantize.embedding.weight.shape == (9, 5)
     with torch.no_grad():
         tokens = tokenizer.encode(torch.zeros(2, 3, 8, 8))

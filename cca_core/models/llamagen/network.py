@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cca_core.config import ConfigError
 from cca_core.logprob import token_logp
-from cca_core.models.base import ARImageModel, Cond, Decoder, ModelSpec, class_ids
+from cca_core.models.base import ARImageModel, Captions, ClassIds, Cond, Decoder, ModelSpec, class_ids
 
 NUM_COND_TOKENS = 1
 
@@ -166,6 +166,7 @@ class LlamaGen(ARImageModel):
     """Class-conditional LlamaGen. PARITY: officially only train mode gives teacher-forced logits; here both
     modes do."""
 
+    family = "llamagen"
     spec: LlamaGenSpec
 
     def __init__(self, spec: LlamaGenSpec) -> None:
@@ -201,6 +202,15 @@ class LlamaGen(ARImageModel):
 
     def blocks(self) -> list[nn.Module]:
         return list(self.layers)
+
+    def set_dropout(self, rate: float) -> None:
+        """One rate for embedded tokens, attention and feed-forward branches (officially 0.1)."""
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = rate
+
+    def null_cond(self, cond: Cond) -> ClassIds | Captions:
+        return ClassIds(torch.full_like(class_ids(cond), self.spec.null_label))
 
     def decoder(self, cond: Cond) -> Decoder:
         return LlamaGenDecoder(self, class_ids(cond))

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cca_core.models.base import ImageTokenizer
+from cca_core.config import ConfigError
+from cca_core.models.base import CodeStep, ImageTokenizer
+from cca_core.models.vqgan import Down, ResBlock, Up, group_norm, spatial_attention
 
 #: Length of the usage ring that every official file carries.
 USAGE_RING = 65536
@@ -37,24 +39,13 @@ class VQSpec:
     def downsample(self) -> int:
         return 2 ** (len(self.width_multipliers) - 1)
 
-
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)
-
-
-class ResBlock(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.norm1 = _norm(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = _norm(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        if in_channels != out_channels:
-            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
-        return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
+    def num_tokens(self, image_size: int) -> int:
+        """Tokens of one image; ConfigError where the side does not fit."""
+        if image_size % self.downsample:
+            raise ConfigError(
+                f"tokens.image_size={image_size} is no multiple of the tokenizer's {self.downsample} pixels per token"
+            )
+        return (image_size // self.downsample) ** 2
 
 
 class AttnBlock(nn.Module):
@@ -62,7 +53,7 @@ class AttnBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = _norm(channels)
+        self.norm = group_norm(channels)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -70,27 +61,7 @@ class AttnBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
-        q, k, v = (conv(h).flatten(2).transpose(1, 2) for conv in (self.q, self.k, self.v))
-        attended = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
-        return x + self.proj_out(attended.transpose(1, 2).unflatten(2, x.shape[2:]))
-
-
-class Down(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))  # right and bottom only
-
-
-class Up(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return x + self.proj_out(spatial_attention(self.q(h), self.k(h), self.v(h)))
 
 
 class Level(nn.Module):
@@ -130,7 +101,7 @@ class Encoder(nn.Module):
                 level.downsample = Down(width)
             self.conv_blocks.append(level)
         self.mid = _middle(widths[-1])
-        self.norm_out = _norm(widths[-1])
+        self.norm_out = group_norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], spec.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -154,7 +125,7 @@ class Decoder(nn.Module):
             if j != len(widths) - 1:
                 level.upsample = Up(width)
             self.conv_blocks.append(level)
-        self.norm_out = _norm(widths[-1])
+        self.norm_out = group_norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -186,6 +157,9 @@ class Quantizer(nn.Module):
 class VQTokenizer(ImageTokenizer):
     """LlamaGen's image tokenizer; tokens are the grid of codes in raster order."""
 
+    family = "llamagen"
+    spec: VQSpec
+
     def __init__(self, spec: VQSpec) -> None:
         super().__init__()
         self.spec = spec
@@ -210,3 +184,17 @@ class VQTokenizer(ImageTokenizer):
 
     def decode_quantized(self, quantized_BDgg: Tensor) -> Tensor:
         return self.decoder(self.post_quant_conv(quantized_BDgg))
+
+    def code_step(self, images_BCHW: Tensor) -> CodeStep:
+        z = F.normalize(self.latents(images_BCHW), dim=1)
+        latents = z.permute(0, 2, 3, 1).flatten(0, 2)
+        tokens = self.quantize.nearest(latents.detach())
+        codes = self.quantize.codes()[tokens]
+        quantized = codes.view(len(z), *z.shape[2:], -1).permute(0, 3, 1, 2)
+        return CodeStep(
+            decoded_BCHW=self.decode_quantized(z + (quantized - z).detach()),
+            codebook=F.mse_loss(codes, latents.detach()),
+            commitment=F.mse_loss(latents, codes.detach()),
+            tokens_N=tokens,
+            vectors_ND=latents.detach(),
+        )

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from cca_core.config import ConfigError
 from cca_core.models.llamagen.network import LlamaGenSpec
@@ -78,8 +79,12 @@ def model_spec(
     return spec, tensors
 
 
-def tokenizer_spec(state: Mapping[str, Tensor]) -> tuple[VQSpec, dict[str, Tensor]]:
+def tokenizer_spec(
+    state: Mapping[str, Tensor], *, patch_nums: tuple[int, ...] | None = None
+) -> tuple[VQSpec, dict[str, Tensor]]:
     """The spec of an official VQ file, read off its tensors."""
+    if patch_nums:
+        raise ConfigError("LlamaGen's tokenizer has one grid of tokens: patch_nums belongs to VAR")
     width = state["encoder.conv_in.weight"].shape[0]
     levels = _count(state, r"encoder\.conv_blocks\.(\d+)\.")
     codebook_size, codebook_dim = state["quantize.embedding.weight"].shape
@@ -94,3 +99,8 @@ def tokenizer_spec(state: Mapping[str, Tensor]) -> tuple[VQSpec, dict[str, Tenso
         codebook_dim=codebook_dim,
     )
     return spec, dict(state)
+
+
+def official_file(module: nn.Module) -> dict[str, Any]:
+    """What official scripts load strictly: our tensors have their names."""
+    return {"model": module.state_dict()}
