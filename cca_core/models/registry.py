@@ -10,6 +10,7 @@ from cca_core.models.family import Family, State
 
 FAMILIES = {
     "llamagen": "cca_core.models.llamagen",
+    "var": "cca_core.models.var",
 }
 
 
