@@ -26,16 +26,19 @@ def _require(condition: bool, message: str) -> None:
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
     """Where the images come from. ``digits`` needs no ``uri``; ``folder`` has one directory per class; ``parquet`` a
-    column of image bytes (plain, or Hugging Face's struct<bytes, path>) and a label column."""
+    column of image bytes (plain, or Hugging Face's struct<bytes, path>) and a label column. ``codes`` has no images but
+    what the official LlamaGen extraction made of them, ``<name>_codes/`` and ``<name>_labels/`` with one ``.npy`` per
+    image (or ``uri`` is the folder of codes itself): nothing is tokenized again, and wherever a real image is needed
+    its reconstruction stands in, decoded by the recipe's tokenizer."""
 
     __pydantic_config__: ClassVar = _STRICT
-    kind: Literal["digits", "folder", "parquet"] = "digits"
+    kind: Literal["digits", "folder", "parquet", "codes"] = "digits"
     uri: str = ""
     image_column: str = "image"
     label_column: str = "label"
     #: Column that holds the image id (parquet); empty: the path in the image struct, else file:row.
     id_column: str = ""
-    #: Names of the classes by index where the data has only integers (parquet); empty: "0", "1", ...
+    #: Names of the classes by index where the data has only integers (parquet, codes); empty: "0", "1", ...
     class_names: tuple[str, ...] = ()
     #: Take this many images only, drawn by a hash of the id, for a first try; 0 takes all.
     limit: int = 0
@@ -48,7 +51,7 @@ class SourceConfig:
         if self.kind == "digits":
             _require(
                 not self.uri,
-                "source.kind=digits reads no uri: remove source.uri, or set source.kind to folder or parquet",
+                "source.kind=digits reads no uri: remove source.uri, or set source.kind to folder, parquet or codes",
             )
         else:
             _require(
@@ -77,6 +80,11 @@ class TokensConfig:
     @property
     def num_views(self) -> int:
         return {"centre": 1, "centre_flip": 2, "ten_crop": 10}[self.views]
+
+    @property
+    def centre_view(self) -> int:
+        """The view that shows the middle of the image, not mirrored."""
+        return 4 if self.views == "ten_crop" else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,12 +115,15 @@ class TokenizerConfig:
     num_res_blocks: int = 1
     #: LlamaGen: channels of the latents before they become code vectors; 0 is the width of the lowest level.
     latent_channels: int = 0
-    codebook_size: int = 16
+    codebook_size: int = 64
     codebook_dim: int = 8
     #: VAR: sides of its token grids, coarse to fine; an official file needs them too.
     patch_nums: tuple[int, ...] = ()
     epochs: int = 30
     batch_size: int = 64
+    #: Training images are shifted by up to this many pixels: on small images a code would otherwise tell of the whole
+    #: image instead of its place, and such tokens are hard to predict.
+    max_shift: int = 1
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(lr=3e-3, warmup_steps=30, schedule="cosine", final_lr_share=0.01)
     )
@@ -160,7 +171,7 @@ class BaseConfig:
     dropout: float = 0.1
     #: Share of rows trained under the null condition, so that guidance works.
     label_dropout: float = 0.1
-    epochs: int = 38
+    epochs: int = 30
     global_batch_size: int = 64
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(lr=2e-3, weight_decay=0.05, warmup_steps=30, schedule="cosine")
@@ -251,6 +262,23 @@ class DecideConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExpectConfig:
+    """What the files that the recipe names hold, so that a plan needs none of them. It computes nothing and enters no
+    digest; a checkpoint that turns out to be another is refused when it is read."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    #: Official name of the released model in ``base.checkpoint``, such as GPT-L or d16; empty: anything.
+    model: str = ""
+    #: Official name of the released tokenizer in ``tokenizer.checkpoint``: VQ-16, VQ-8 or vae_ch160v4096z32.
+    tokenizer: str = ""
+    #: Images of the source, for as long as they cannot be counted; 0: unknown.
+    images: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.images >= 0, "expect.images must not be negative: 0 is an unknown number")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExecutionConfig:
     """How stages are run. Changing any of it changes no result beyond rounding, and retrains nothing."""
 
@@ -295,6 +323,7 @@ class Recipe:
     align: AlignConfig = field(default_factory=AlignConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     decide: DecideConfig = field(default_factory=DecideConfig)
+    expect: ExpectConfig = field(default_factory=ExpectConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
 
     def __post_init__(self) -> None:
@@ -303,6 +332,20 @@ class Recipe:
             f"tokens.image_size={self.tokens.image_size} is no multiple of the tokenizer's "
             f"{self.tokenizer.downsample} pixels per token",
         )
+        _require(
+            self.source.kind != "codes" or bool(self.tokenizer.checkpoint),
+            "source.kind=codes has no images to train a tokenizer on: set tokenizer.checkpoint to the one that made "
+            "the codes",
+        )
+        for name, key, checkpoint in (
+            (self.expect.model, "expect.model", self.base.checkpoint),
+            (self.expect.tokenizer, "expect.tokenizer", self.tokenizer.checkpoint),
+        ):
+            _require(
+                not name or bool(checkpoint),
+                f"{key}={name} names a released file, but the recipe trains its own: name the checkpoint too, or "
+                f"remove {key}",
+            )
         _require(
             self.align.null_share <= self.reference.null_share_max,
             f"align.null_share={self.align.null_share} exceeds "

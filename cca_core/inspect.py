@@ -75,7 +75,8 @@ def _official(path: str) -> dict[str, Any]:
             + _spec_words(family(name), part, state)
         )
     if isinstance(content, Mapping) and "" not in states:
-        answer["beside them"] = ", ".join(str(key) for key in content if str(key) not in states) or "nothing"
+        roots = {place.partition(".")[0] for place in states}
+        answer["beside them"] = ", ".join(str(key) for key in content if str(key) not in roots) or "nothing"
     return answer
 
 

@@ -93,24 +93,39 @@ def run(
 def plan(
     recipe: RecipeArgument = "digits",
     set_: SetOption = [],  # noqa: B006
+    gpu_gb: Annotated[
+        float, typer.Option(min=0, help="Memory of one GPU in GB; 0 takes that of the GPU here, or 80 without one.")
+    ] = 0.0,
 ) -> None:
-    """Say what a run would do and why, without doing it."""
+    """Say what a run would do and why, and how large it is, without doing it.
+
+    The sizes need neither weights nor images where the recipe says what they will be (expect.*): tokens, parameters,
+    bytes of the data sets, memory of an alignment worker and how it fits on GPUs, model calls before and after.
+    Example: cca plan llamagen_3b_384 --gpu-gb 40
+    """
+    from cca_core.stages.expected import missing_files
+    from cca_core.stages.sizes import plan_sizes
+    from cca_core.train.memory import gpu_memory_bytes
+    from pipelines import plan_view
     from pipelines.recipe import load_recipe
     from pipelines.workflow import make_plan
 
-    made = make_plan(load_recipe(recipe, set_), Settings())
-    table = Table("stage", "would", "why", "digest", "makes")
-    for stage in made.stages:
-        table.add_row(stage.spec.name, "reuse" if stage.done else "run", stage.why, stage.digest[:12], stage.spec.makes)
-    for name, makes in (
-        ("decide", "the gate's verdict"),
-        ("report", "table, plot and pictures on the MLflow run"),
-        ("register", "model versions, champion alias"),
-        ("release", "rollout to a running service"),
-    ):
-        table.add_row(name, "run", "always: it looks at the registry and the service", "", makes)
-    console.print(table)
-    console.print(f"Run it with: cca run {recipe}")
+    loaded = load_recipe(recipe, set_)
+    missing = missing_files(loaded)
+    if missing:
+        _say("\n".join(plan_view.missing_lines(loaded, missing)))
+    else:
+        console.print(plan_view.stage_table(make_plan(loaded, Settings())))
+    gpu_bytes = round(gpu_gb * 1e9) or gpu_memory_bytes()
+    try:
+        sizes = plan_sizes(loaded, gpu_bytes=gpu_bytes, missing=missing)
+    except ConfigError as error:
+        if not missing:
+            raise
+        _say(f"Sizes cannot be told yet: {error}")
+    else:
+        _say("\n".join(plan_view.size_lines(loaded, sizes, gpu_bytes)))
+    _say(f"{'With those in place, run' if missing else 'Run'} it with: cca run {recipe}")
 
 
 @app.command()

@@ -67,8 +67,8 @@ class Plan:
 
 
 def run_key(recipe: Recipe, inputs: dict[str, str]) -> str:
-    """Identity of a run: the recipe without ``execution``, and its inputs as they are now."""
-    config = {name: value for name, value in as_dict(recipe).items() if name != "execution"}
+    """Identity of a run: the recipe without what computes nothing, and its inputs as they are now."""
+    config = {name: value for name, value in as_dict(recipe).items() if name not in ("execution", "expect")}
     return hashlib.sha256(json.dumps([config, inputs], sort_keys=True).encode()).hexdigest()
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from fsspec.core import url_to_fs
 from PIL import Image
 
 from cca_core import pairs
@@ -86,6 +88,25 @@ def write_tokens() -> Callable[..., StageDirectory]:
         )
         directory.commit(manifest)
         return directory
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_codes() -> Callable[..., None]:
+    """Writes codes and labels as the official extraction does, to any URI: image id -> codes [V, N], and -> label."""
+
+    def write(
+        root: Path | str, codes: Mapping[str, np.ndarray], labels: Mapping[str, int], *, name: str = "set8"
+    ) -> None:
+        fs, path = url_to_fs(str(root))
+        arrays = {f"{name}_codes/{n}.npy": np.asarray(views, np.int64)[None] for n, views in codes.items()}
+        arrays |= {f"{name}_labels/{n}.npy": np.array([label], np.int64) for n, label in labels.items()}
+        for file, array in arrays.items():
+            data = io.BytesIO()
+            np.save(data, array)
+            fs.makedirs(f"{path}/{file}".rpartition("/")[0], exist_ok=True)
+            fs.pipe_file(f"{path}/{file}", data.getvalue())
 
     return write
 

@@ -1,6 +1,7 @@
 """Reads nothing on import: generation of image tokens."""
 
 from cca_core.generate.engine import (
+    BATCH_SIZE,
     calls_per_image,
     decode_images,
     generate,
@@ -10,6 +11,7 @@ from cca_core.generate.engine import (
 from cca_core.generate.sampling import Sampling, draw, filtered_probs
 
 __all__ = [
+    "BATCH_SIZE",
     "Sampling",
     "calls_per_image",
     "decode_images",

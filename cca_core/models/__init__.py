@@ -9,6 +9,7 @@ from cca_core.models.base import (
     ImageTokenizer,
     ModelSpec,
     as_condition,
+    captions,
     class_ids,
     to_uint8,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "ImageTokenizer",
     "ModelSpec",
     "as_condition",
+    "captions",
     "class_ids",
     "family",
     "load_model",

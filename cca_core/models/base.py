@@ -25,9 +25,11 @@ class Rows:
         return type(self)(**{name: change(value) for name, value in vars(self).items() if value is not None})
 
     def append(self, other: Self) -> Self:
-        """These rows, then the other's."""
-        theirs = vars(other)
-        return type(self)(**{n: torch.cat([v, theirs[n]]) for n, v in vars(self).items() if v is not None})
+        """These rows, then the other's; ConfigError where one has a tensor that the other lacks."""
+        mine, theirs = vars(self), vars(other)
+        if lacking := [name for name in mine if (mine[name] is None) != (theirs[name] is None)]:
+            raise ConfigError(f"rows with and without {lacking[0]} do not go into one batch: give it to all of them")
+        return type(self)(**{name: torch.cat([v, theirs[name]]) for name, v in mine.items() if v is not None})
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,16 @@ def class_ids(cond: Cond) -> Tensor:
     """The int64 [B] class ids of a condition; ConfigError where it is a caption."""
     cond = as_condition(cond)
     if not isinstance(cond, ClassIds):
-        raise ConfigError("this model is conditioned on classes, not on captions")
+        raise ConfigError("this model is conditioned on classes, not on captions: give it class ids")
     return cond.ids_B
+
+
+def captions(cond: Cond) -> Captions:
+    """The condition as captions; ConfigError where it is classes."""
+    cond = as_condition(cond)
+    if not isinstance(cond, Captions):
+        raise ConfigError("this model is conditioned on captions, not on classes: give it Captions")
+    return cond
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +82,7 @@ class ModelSpec:
     vocab_size: int
     #: Tokens of one image.
     num_tokens: int
+    #: 0 where the conditions are captions.
     num_classes: int
 
     @property
@@ -105,6 +116,8 @@ class ARImageModel(nn.Module, ABC):
     blocks: Callable[[], list[nn.Module]]
     #: Fields of the tokenizer's spec that the model's must equal, where the model reads its tokenizer's codes.
     tokenizer_fields: ClassVar[tuple[str, ...]] = ()
+    #: Parts of the names of parameters that weight decay spares, beside all of fewer than two dimensions.
+    undecayed: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def forward(self, tokens_BL: Tensor, cond: Cond) -> Tensor:
@@ -171,6 +184,9 @@ class ImageTokenizer(nn.Module, ABC):
 
 
 def to_uint8(images_BCHW: Tensor) -> Tensor:
-    """Images in [-1, 1] as uint8 [B, H, W, 3]: clamp(127.5 x + 128) truncated, as both official samplers do."""
+    """Images in [-1, 1] as uint8 [B, H, W, 3]: clamp(127.5 x + 128) truncated, as the official LlamaGen sampler does.
+
+    PARITY: VAR's truncates 127.5 x + 127.5, which is darker by half a grey level on average.
+    """
     pixels = (images_BCHW.float() * 127.5 + 128).clamp(0, 255)
     return pixels.permute(0, 2, 3, 1).to(torch.uint8)

@@ -14,13 +14,23 @@ State = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
+class Released:
+    """The released sizes by their official names, for a plan without the files: ``model_spec(name, num_tokens)`` and
+    ``tokenizer_spec(name, patch_nums)``. ``published`` is where the files are."""
+
+    model_spec: Callable[[str, int], Any]
+    tokenizer_spec: Callable[[str, tuple[int, ...]], Any]
+    published: str
+
+
+@dataclass(frozen=True)
 class Family:
     """Types and functions of a family.
 
     ``small_*`` give the spec of what a recipe trains itself. ``official_*_spec`` turn an official state dict into
     (spec, tensors to load); ``official_model`` and ``official_tokenizer`` give the content of the file that official
     scripts load. ``containers`` are the paths of keys under which the family's own training files keep their state
-    dicts, beside the common ones.
+    dicts, beside the common ones. ``activation_bytes(spec, rows, dropout=...)`` is what a forward pass saves.
     """
 
     model_spec_type: type
@@ -36,3 +46,5 @@ class Family:
     official_tokenizer_spec: Callable[..., tuple[Any, dict[str, Tensor]]]
     official_model: Callable[[Any], dict[str, Any]]
     official_tokenizer: Callable[[Any], dict[str, Any]]
+    released: Released
+    activation_bytes: Callable[..., int]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 #: What an objective may need beside the tokens: the columns of the reference data set.
 REFERENCE = "reference"
@@ -17,7 +18,8 @@ REFERENCE = "reference"
 class Batch:
     """One micro-batch of B rows, padded to a fixed size; ``weight_B`` is 0 on padding and 1 elsewhere.
 
-    Conditions are class ids or the null label: where ``null_B``, both conditions are null. Reference log-probs are
+    Conditions are indices into ``conditions/`` (a class id is its index) or the null one behind the last: where
+    ``null_B``, both conditions are null. Reference log-probs are
     float32, in nats, summed over the image's tokens, and already those of the conditions below.
     """
 
@@ -44,15 +46,19 @@ class LossOutput:
     metrics: dict[str, Tensor]
 
 
+#: (tokens [B, L], condition indices [B]) -> log-probs [B, L]: the model, or one that looks indices up.
+Score = Callable[[Tensor, Tensor], Tensor]
+
+
 class Objective(Protocol):
     """A loss. ``needs`` says which columns its batches carry beyond tokens and conditions."""
 
     needs: ClassVar[tuple[str, ...]]
 
-    def step(self, model: nn.Module, batch: Batch) -> LossOutput: ...
+    def step(self, model: Score, batch: Batch) -> LossOutput: ...
 
 
-def sequence_logps(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+def sequence_logps(model: Score, batch: Batch) -> tuple[Tensor, Tensor]:
     """Log-probs of the images under their positive and negative conditions, float32 [B] each, in nats.
 
     One forward on the stacked rows: gradients of a second call would not be synchronised by DDP.
@@ -79,7 +85,7 @@ class Contrastive(ABC):
     ) -> Tensor:
         """The loss of each row [B]; ``positive_B`` marks rows whose second condition is no wrong one."""
 
-    def step(self, model: nn.Module, batch: Batch) -> LossOutput:
+    def step(self, model: Score, batch: Batch) -> LossOutput:
         pos, neg = sequence_logps(model, batch)
         terms_B = self.terms(pos, neg, batch.ref_pos_B, batch.ref_neg_B, batch.positive_B)
         metrics = contrast_metrics(pos.detach() - batch.ref_pos_B, neg.detach() - batch.ref_neg_B, batch)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
-
-from cca_core.objectives.base import Batch, LossOutput
+from cca_core.objectives.base import Batch, LossOutput, Score
 
 
 @dataclass(frozen=True)
@@ -16,6 +14,6 @@ class Likelihood:
 
     needs: ClassVar[tuple[str, ...]] = ()
 
-    def step(self, model: nn.Module, batch: Batch) -> LossOutput:
+    def step(self, model: Score, batch: Batch) -> LossOutput:
         nats_per_token_B = -model(batch.tokens_BL, batch.pos_cond_B).mean(-1)
         return LossOutput((nats_per_token_B * batch.weight_B).sum(), batch.weight_B.sum(), {})

@@ -11,6 +11,7 @@ from cca_core.sources.limited import LimitedSource
 __all__ = ["LISTING", "RawImage", "Source", "listing_digest", "open_source"]
 
 SOURCES = {
+    "codes": ("cca_core.sources.codes", "CodesSource"),
     "digits": ("cca_core.sources.digits", "DigitsSource"),
     "folder": ("cca_core.sources.folder", "FolderSource"),
     "parquet": ("cca_core.sources.parquet", "ParquetSource"),

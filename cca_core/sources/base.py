@@ -21,10 +21,14 @@ LISTING = pa.schema(
     ]
 )
 
+#: A label beyond this is taken for something else (a time stamp, an identifier).
+MAX_CLASSES = 1 << 20
+
 
 @dataclass(frozen=True)
 class RawImage:
-    """One image as found: encoded bytes (PNG, JPEG, ...), not yet decoded. ``data`` may be unreadable.
+    """One image as found: encoded bytes (PNG, JPEG, ..., or recorded codes as .npy), not yet decoded. ``data`` may be
+    unreadable.
 
     ``error`` is set, and ``data`` empty, where the bytes themselves could not be read.
     """

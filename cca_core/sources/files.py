@@ -1,4 +1,4 @@
-"""Reads the listing of a file system (a folder, s3://bucket/prefix); writes nothing. Shared by the sources of files."""
+"""Reads a file system (a folder, s3://bucket/prefix), its listing and its files; writes nothing. Shared by sources."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from cca_core.config import ConfigError
+from cca_core.sources.base import RawImage
 
 #: In order of preference: the first file of a name keeps the name without extension as its id.
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+#: Files fetched at once (an object store answers them concurrently) and held in memory.
+FETCH_FILES = 32
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,22 @@ def find_files(uri: str, extensions: Collection[str]) -> list[FoundFile]:
             _check_name(relative)
             files.append(FoundFile(relative, path, fs.unstrip_protocol(path), _stamp(info)))
     return sorted(files, key=lambda file: file.relative)
+
+
+def read_files(fs: AbstractFileSystem, folder: str, listing: pa.Table) -> Iterator[RawImage]:
+    """The files below ``folder`` that (a slice of) a listing names by location, in its order."""
+    for start in range(0, listing.num_rows, FETCH_FILES):
+        rows = listing.slice(start, FETCH_FILES).to_pylist()
+        # Not fs.cat: it would take the brackets in a name like "a[1].png" for a pattern.
+        contents = fs.cat_ranges([f"{folder}/{row['location']}" for row in rows], None, None, on_error="return")
+        for row, data in zip(rows, contents, strict=True):
+            if isinstance(data, FileNotFoundError | PermissionError):
+                error = f"{type(data).__name__}: {data}"
+                yield RawImage(row["image_id"], row["uri"], b"", row["label"], error)
+            elif isinstance(data, Exception):
+                raise data  # the store's fault, not the image's: the unit of work is retried
+            else:
+                yield RawImage(row["image_id"], row["uri"], data, row["label"])
 
 
 def _open(uri: str) -> tuple[AbstractFileSystem, dict[str, Any]]:

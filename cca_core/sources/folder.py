@@ -9,10 +9,7 @@ import pyarrow as pa
 
 from cca_core.config import ConfigError, SourceConfig
 from cca_core.sources.base import LISTING, RawImage
-from cca_core.sources.files import IMAGE_EXTENSIONS, find_files, open_folder
-
-#: Files fetched at once (an object store answers them concurrently) and held in memory.
-FETCH_FILES = 32
+from cca_core.sources.files import IMAGE_EXTENSIONS, find_files, open_folder, read_files
 
 
 class FolderSource:
@@ -56,19 +53,7 @@ class FolderSource:
 
     def read(self, listing: pa.Table) -> Iterator[RawImage]:
         fs, folder = open_folder(self._uri)
-        for start in range(0, listing.num_rows, FETCH_FILES):
-            rows = listing.slice(start, FETCH_FILES).to_pylist()
-            # Not fs.cat: it would take the brackets in a name like "a[1].png" for a pattern.
-            paths = [f"{folder}/{row['location']}" for row in rows]
-            contents = fs.cat_ranges(paths, None, None, on_error="return")
-            for row, data in zip(rows, contents, strict=True):
-                if isinstance(data, FileNotFoundError | PermissionError):
-                    error = f"{type(data).__name__}: {data}"
-                    yield RawImage(row["image_id"], row["uri"], b"", row["label"], error)
-                elif isinstance(data, Exception):
-                    raise data  # the store's fault, not the image's: the unit of work is retried
-                else:
-                    yield RawImage(row["image_id"], row["uri"], data, row["label"])
+        yield from read_files(fs, folder, listing)
 
 
 def _class_of(relative: str) -> str:

@@ -14,14 +14,11 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from cca_core.config import ConfigError, SourceConfig
-from cca_core.sources.base import LISTING, RawImage
+from cca_core.sources.base import LISTING, MAX_CLASSES, RawImage
 from cca_core.sources.files import IMAGE_EXTENSIONS, FoundFile, find_files, open_folder
 
 #: Images decoded from a row group at once.
 BATCH_ROWS = 256
-
-#: A label beyond this is taken for something else (a time stamp, an identifier).
-MAX_CLASSES = 1 << 20
 
 _EXTENSION = rf"(?i)\.({'|'.join(extension[1:] for extension in IMAGE_EXTENSIONS)})$"
 

@@ -22,7 +22,7 @@ from cca_core.stages.features import columns, real_features
 from cca_core.stages.run import Context
 from cca_core.store import StageDirectory
 from cca_core.train.distributed import pick_device
-from cca_core.workers.images import grid_png, load_images
+from cca_core.workers.images import RECONSTRUCTIONS, grid_png, load_images
 from cca_core.workers.ranges import split_range
 from cca_core.workers.sample import GRID_ROWS, Sampler, SampleShard, grid_file, shard_file
 
@@ -64,7 +64,7 @@ def run(stage: str, context: Context) -> Manifest:
         "rows": rows,
         "compared_costs": dict(zip([s.label for s in timed[len(samplers) :]], costs[len(samplers) :], strict=True)),
         "num_samples": recipe.evaluate.num_samples,
-        "real": recipe.evaluate.real,
+        "real": recipe.evaluate.real + (f", {RECONSTRUCTIONS}" if recipe.source.kind == "codes" else ""),
         "features": context.digests["features"],
     }
     directory.write_json(RESULTS, results)
@@ -103,9 +103,12 @@ def _compared(context: Context) -> list[Sampler]:
 
 
 def picture_real(*, on_log: Callable[..., None], directory: StageDirectory, recipe: Recipe, base_uri: str) -> list[str]:
-    """Write held-out images and their reconstructions as grids, one column per class; return the file names."""
+    """Write held-out images and their reconstructions as grids, one column per class; return the file names.
+
+    Where the source has codes, the images are reconstructions already, and the others those of reconstructions.
+    """
     del on_log
-    images = load_images(recipe)
+    images = load_images(recipe, base_uri)
     tokenizer = load_tokenizer(base_uri)
     per_class = [np.flatnonzero(images.held_out & (images.labels == k)) for k in range(len(images.class_names))]
     rows = [[c[i] for c in per_class if i < len(c)] for i in range(GRID_ROWS)]

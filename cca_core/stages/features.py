@@ -1,4 +1,7 @@
-"""Reads images, writes features/: the classifier, and the features of the real images as two tables."""
+"""Reads images, writes features/: the classifier, and the features of the real images as two tables.
+
+Where the source has codes and no images, the real images are reconstructions: the facts say so.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +20,27 @@ from cca_core.stages.run import Context
 from cca_core.store import StageDirectory
 from cca_core.train.classifier import train_classifier
 from cca_core.train.distributed import pick_device
-from cca_core.workers.images import load_images
+from cca_core.workers.images import RECONSTRUCTIONS, load_images
 from cca_core.workers.sample import features_table, image_features
 
 TRAIN, HELD_OUT = "real-train.arrow", "real-held_out.arrow"
 
 
 def run(stage: str, context: Context) -> Manifest:
-    directory = context.directory(stage)
-    facts = context.executor.call(train, {"directory": directory, "recipe": context.recipe})
+    directory, tokenizer_uri = context.directory(stage), context.directory("tokenizer").uri
+    arguments = {"directory": directory, "recipe": context.recipe, "tokenizer_uri": tokenizer_uri}
+    facts = context.executor.call(train, arguments)
+    if context.recipe.source.kind == "codes":
+        facts["real_images"] = RECONSTRUCTIONS
     names = [SPEC_NAME, WEIGHTS_NAME, TRAIN, HELD_OUT]
     return context.commit(stage, context.entries(stage, names), facts=facts)
 
 
-def train(*, on_log: Callable[..., None], directory: StageDirectory, recipe: Recipe) -> dict[str, Any]:
+def train(
+    *, on_log: Callable[..., None], directory: StageDirectory, recipe: Recipe, tokenizer_uri: str
+) -> dict[str, Any]:
     """Train the embedded classifier; write it and the features of all real images."""
-    images = load_images(recipe)
+    images = load_images(recipe, tokenizer_uri)
     pixels = torch.from_numpy(images.pixels).float() / 127.5 - 1
     classifier, facts = train_classifier(
         pixels,

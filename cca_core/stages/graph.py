@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cca_core.config import Recipe
@@ -126,8 +126,12 @@ STAGES: tuple[StageSpec, ...] = (
 
 
 def active(recipe: Recipe) -> tuple[StageSpec, ...]:
-    """The stages of this recipe: no reference columns where the frozen model runs in the loop."""
-    return tuple(s for s in STAGES if s.name != "reference" or recipe.reference.mode == "cached")
+    """The stages of this recipe: no reference columns where the frozen model runs in the loop, and features of
+    reconstructions, which depend on the tokenizer, where the source has codes and no images."""
+    stages = tuple(s for s in STAGES if s.name != "reference" or recipe.reference.mode == "cached")
+    if recipe.source.kind != "codes":
+        return stages
+    return tuple(replace(s, upstream=(*s.upstream, "tokenizer")) if s.name == "features" else s for s in stages)
 
 
 def upstream_of(spec: StageSpec, digests: dict[str, str]) -> dict[str, str]:

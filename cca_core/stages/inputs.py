@@ -13,7 +13,9 @@ from cca_core.models import family
 from cca_core.models.base import ModelSpec
 from cca_core.models.load import read_spec
 from cca_core.sources import listing_digest, open_source
+from cca_core.stages.expected import check_expected
 from cca_core.store import StageDirectory
+from cca_core.workers.codes import check_codes
 
 
 def file_sha256(uri: str) -> str:
@@ -57,13 +59,19 @@ def check_checkpoints(recipe: Recipe, base: StageDirectory) -> None:
     if base.manifest() is not None:
         return
     vq = tokenizer_spec(recipe)
+    check_expected(recipe, "tokenizer", vq)
     num_tokens = vq.num_tokens(recipe.tokens.image_size)
-    uri = recipe.base.checkpoint
+    uri, codes = recipe.base.checkpoint, recipe.source.kind == "codes"
+    if not (uri or codes):
+        return
+    listing, names = open_source(recipe.source).list()
+    if codes:
+        check_codes(recipe, listing, num_tokens)
     if uri:
-        num_classes = len(open_source(recipe.source).list()[1])
         asked = {} if is_bundle(uri) else {"num_tokens": num_tokens}
         spec = read_spec(uri, "model", weights=recipe.base.weights, **asked)
-        check_fit(uri, spec, codebook_size=vq.codebook_size, num_tokens=num_tokens, num_classes=num_classes)
+        check_fit(uri, spec, codebook_size=vq.codebook_size, num_tokens=num_tokens, num_classes=len(names))
+        check_expected(recipe, "model", spec, num_tokens=num_tokens)
 
 
 def tokenizer_spec(recipe: Recipe) -> Any:

@@ -11,7 +11,7 @@ import torch
 
 from cca_core.config import Recipe
 from cca_core.manifest import FileEntry, Manifest
-from cca_core.stages.graph import STAGES, StageSpec, upstream_of
+from cca_core.stages.graph import StageSpec, active, upstream_of
 from cca_core.store import StageDirectory, Store
 from cca_core.train.distributed import pick_device, world
 from cca_core.workers.ranges import RangeWorker
@@ -88,7 +88,7 @@ class Context:
         schema: str = "",
     ) -> Manifest:
         """Write the manifest of a stage from its spec, its files and its facts."""
-        spec = spec_of(stage)
+        spec = spec_of(stage, self.recipe)
         manifest = Manifest(
             stage=stage,
             code_version=spec.code_version,
@@ -109,8 +109,8 @@ class Context:
         return {name: directory.entry(name) for name in names}
 
 
-def spec_of(stage: str) -> StageSpec:
-    return next(spec for spec in STAGES if spec.name == stage)
+def spec_of(stage: str, recipe: Recipe) -> StageSpec:
+    return next(spec for spec in active(recipe) if spec.name == stage)
 
 
 def run_stage(stage: str, context: Context) -> Manifest:

@@ -1,4 +1,4 @@
-"""Reads the source and the tokenizer, writes tokens/, conditions/ and quarantine/."""
+"""Reads the source and the tokenizer, writes tokens/, conditions/ and quarantine/; recorded codes are taken over."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ def run(stage: str, context: Context) -> Manifest:
     directory, recipe = context.directory(stage), context.recipe
     units = encode.prepare(directory, recipe)
     arguments = {"directory": directory, "recipe": recipe, "tokenizer_uri": context.directory("tokenizer").uri}
-    done = list(context.executor.map(encode.EncodeShard, arguments, units))
-    spec = spec_of(stage)
+    worker = encode.ImportShard if recipe.source.kind == "codes" else encode.EncodeShard
+    done = list(context.executor.map(worker, arguments, units))
+    spec = spec_of(stage, recipe)
     return encode.finish(
         directory,
         recipe,

@@ -4,7 +4,7 @@ of ranks."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import nn
 
 from cca_core import pairs
 from cca_core.dataset import ReferenceColumns, TokenDataset
+from cca_core.models.conditions import ClassConditions, Conditions, scorer
 from cca_core.objectives.base import Batch, sequence_logps
 
 
@@ -39,11 +40,12 @@ class OnlineReference:
     """The frozen model in the loop: the same columns, computed when they are needed."""
 
     model: nn.Module
+    conditions: Conditions = field(default_factory=ClassConditions)
 
     @torch.no_grad()
     def fill(self, batch: Batch, epoch: int, images: NDArray[np.int64]) -> Batch:
         device = next(self.model.parameters()).device
-        pos, neg = sequence_logps(self.model, to_device(batch, device))
+        pos, neg = sequence_logps(scorer(self.model, self.conditions), to_device(batch, device))
         return replace(batch, ref_pos_B=pos.cpu(), ref_neg_B=neg.cpu())
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cca_core.config import ConfigError, FeaturesConfig
 from cca_core.metrics.features import Classifier, ClassifierSpec
+from cca_core.train.augment import shifted
 from cca_core.train.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
 
 
@@ -66,7 +67,7 @@ def train_classifier(
         for rows_B in order_M.to(device).split(config.batch_size):
             lr = learning_rate(config.optim, step, total_steps)
             set_learning_rate(optimizer, lr)
-            images_BCHW = _shifted(images_NCHW[rows_B], config.max_shift, generator)
+            images_BCHW = shifted(images_NCHW[rows_B], config.max_shift, generator)
             _, logits_BK = model(images_BCHW)
             loss = F.cross_entropy(logits_BK, labels_N[rows_B])
             optimizer.zero_grad()
@@ -92,18 +93,6 @@ def _seeded_classifier(spec: ClassifierSpec, seed: int) -> Classifier:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return Classifier(spec)
-
-
-def _shifted(images_BCHW: Tensor, max_shift: int, generator: torch.Generator) -> Tensor:
-    """Each image moved by up to ``max_shift`` pixels along either axis, its edge repeated."""
-    num_images, _, height, width = images_BCHW.shape
-    padded = F.pad(images_BCHW, [max_shift] * 4, mode="replicate")
-    offsets_2B = torch.randint(2 * max_shift + 1, (2, num_images), generator=generator).to(padded.device)
-    rows_BH = offsets_2B[0, :, None] + torch.arange(height, device=padded.device)
-    columns_BW = offsets_2B[1, :, None] + torch.arange(width, device=padded.device)
-    image_B11 = torch.arange(num_images, device=padded.device)[:, None, None]
-    # Advanced indices around the slice put the channels last.
-    return padded[image_B11, :, rows_BH[:, :, None], columns_BW[:, None, :]].permute(0, 3, 1, 2)
 
 
 @torch.no_grad()

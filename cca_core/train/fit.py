@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cca_core.config import OptimConfig
 from cca_core.models import ARImageModel
+from cca_core.models.conditions import ClassConditions, Conditions, scorer
 from cca_core.objectives.base import LossOutput, Objective
 from cca_core.train.batches import BatchSource, to_device
 from cca_core.train.distributed import World, parallelize, sum_over_ranks
@@ -49,11 +50,13 @@ def fit(
     checkpoint_every_steps: int = 0,
     log_every_steps: int = 1,
     on_log: Callable[[dict[str, float]], None] | None = None,
+    conditions: Conditions | None = None,
 ) -> FitResult:
     """Train ``model`` in place for ``epochs`` epochs of ``batches``.
 
     The gradient is that of the mean loss over the global batch: sums over micro-batches and ranks, divided by the
     global row count. ``on_log`` is called on every rank with means over the global batch (step counts finished steps).
+    ``conditions`` is what the batches' condition indices point into: classes, unless given.
 
     Raises:
         NonFiniteError: at the first step whose gradient norm is not finite.
@@ -71,6 +74,7 @@ def fit(
             checkpoint_every_steps,
             log_every_steps,
             on_log or (lambda _: None),
+            conditions or ClassConditions(),
         )
 
 
@@ -86,6 +90,7 @@ def _fit(
     checkpoint_every_steps: int,
     log_every_steps: int,
     on_log: Callable[[dict[str, float]], None],
+    conditions: Conditions,
 ) -> FitResult:
     model.set_dropout(dropout)
     wrapped = parallelize(model, world).train()
@@ -96,7 +101,7 @@ def _fit(
     for step in range(start, total):
         lr = learning_rate(optim, step, total)
         set_learning_rate(optimizer, lr)
-        sums = _accumulate(wrapped, objective, batches, step, world)
+        sums = _accumulate(wrapped, objective, batches, step, world, conditions)
         try:
             # Gradients are the same on all ranks by now, so all of them stop, or none.
             norm = clip_gradients(model, optim)
@@ -133,6 +138,7 @@ def _accumulate(
     batches: BatchSource,
     step: int,
     world: World,
+    conditions: Conditions,
 ) -> dict[str, torch.Tensor]:
     """Forward and backward of all micro-batches of this rank; sums of loss, rows and metrics."""
     global_rows = len(batches.images(step))
@@ -142,7 +148,7 @@ def _accumulate(
         # Dropout masks belong to the micro-batch, not to the rank that happens to run it.
         torch.manual_seed(((batches.seed * 1_000_003 + step) * 65_537 + number) % (1 << 63))
         with nullcontext() if index == len(mine) - 1 else wrapped.no_sync():
-            output: LossOutput = objective.step(wrapped, to_device(batch, world.device))
+            output: LossOutput = objective.step(scorer(wrapped, conditions), to_device(batch, world.device))
             # DDP averages over ranks; the loss is a sum over rows divided by the global count.
             (output.loss_sum * (world.size / global_rows)).backward()
         values = {"loss": output.loss_sum, "rows": output.rows, **output.metrics}

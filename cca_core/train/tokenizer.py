@@ -17,6 +17,7 @@ from cca_core.config import TokenizerConfig
 from cca_core.models import ImageTokenizer
 from cca_core.models.base import CodeStep
 from cca_core.models.family import Family
+from cca_core.train.augment import shifted
 from cca_core.train.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
 
 COMMITMENT = 0.25
@@ -54,7 +55,7 @@ def train_tokenizer(
             used = torch.zeros(config.codebook_size, dtype=torch.bool, device=device)
             squared_error = 0.0
             for rows in torch.randperm(len(images_NCHW), generator=generator).split(config.batch_size):
-                pixels = _pixels(images_NCHW[rows], device)
+                pixels = shifted(_pixels(images_NCHW[rows], device), config.max_shift, generator)
                 set_learning_rate(optimizer, learning_rate(config.optim, step, total))
                 codes = tokenizer.code_step(pixels)
                 error = F.mse_loss(codes.decoded_BCHW, pixels)

@@ -1,28 +1,36 @@
-"""Reads a range of a source's listing, writes one shard of tokens/ and one of quarantine/."""
+"""Reads a range of a source's listing (images or recorded codes), writes one shard of tokens/ and of quarantine/."""
 
 from __future__ import annotations
 
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from numpy.typing import NDArray
 
 from cca_core import pairs
 from cca_core.config import ConfigError, Recipe
 from cca_core.generate import pad_rows, padded_batches
 from cca_core.manifest import FileEntry, Manifest
 from cca_core.models import load_tokenizer
+from cca_core.models.load import read_spec
 from cca_core.schema import CONDITIONS, QUARANTINE, tokens_schema
 from cca_core.sources import open_source
 from cca_core.store import StageDirectory, shard_name
 from cca_core.train.distributed import pick_device
+from cca_core.workers.codes import RecordedTokens, read_codes
 from cca_core.workers.images import DecodedImage, decode_views
 from cca_core.workers.ranges import RangeWorker, entry_of, report, split_range
 
 #: Listed once by the driver; the underscore hides it from pyarrow.dataset.
 LISTING_NAME = "_listing.arrow"
+
+#: What a worker reads of each image before it has its tokens.
+Read = TypeVar("Read", DecodedImage, RecordedTokens)
 
 
 def prepare(directory: StageDirectory, recipe: Recipe) -> list[dict[str, Any]]:
@@ -38,22 +46,33 @@ def prepare(directory: StageDirectory, recipe: Recipe) -> list[dict[str, Any]]:
     return [{"start": a, "stop": b} for a, b in ranges if not directory.readable(shard_name(a, b))]
 
 
-class EncodeShard(RangeWorker):
-    """Decodes and encodes one range of the listing. Quarantine is written first: the token shard says the unit
-    is done."""
+class TokensShard(RangeWorker, Generic[Read]):
+    """Turns one range of the listing into tokens. Quarantine is written first: the token shard says the unit is
+    done."""
 
-    def __init__(self, directory: StageDirectory, recipe: Recipe, tokenizer_uri: str, num_threads: int) -> None:
-        torch.set_num_threads(num_threads)
+    #: The tokenizer's.
+    spec: Any
+
+    def __init__(self, directory: StageDirectory, recipe: Recipe) -> None:
         self.directory, self.recipe = directory, recipe
-        self.device = pick_device(recipe.execution.device)
-        self.tokenizer = load_tokenizer(tokenizer_uri, device=str(self.device))
         self.source = open_source(recipe.source)
         self.listing = directory.read_table(LISTING_NAME)
 
+    @abstractmethod
+    def read(self, listing: pa.Table) -> Iterable[Read]:
+        """The images of a slice of the listing, in its order; with ``error`` where one cannot be used."""
+
+    @abstractmethod
+    def tokens(self, images: list[Read]) -> NDArray[np.int64]:
+        """Tokens [n V, L] of all views of readable images, image by image."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Of one view."""
+        return self.spec.num_tokens(self.recipe.tokens.image_size)
+
     def run(self, *, start: int, stop: int) -> dict[str, Any]:
-        config = self.recipe.tokens
-        part = self.listing.slice(start, stop - start)
-        images = list(decode_views(self.source, part, config))
+        images = list(self.read(self.listing.slice(start, stop - start)))
         good = [image for image in images if not image.error]
         bad = [image for image in images if image.error]
         quarantine = pa.table(
@@ -69,37 +88,70 @@ class EncodeShard(RangeWorker):
         entry = self.directory.write_table(name, self._table(good))
         return report(name, entry, images=len(images), quarantined=len(bad))
 
-    def _table(self, images: list[DecodedImage]) -> pa.Table:
-        config = self.recipe.tokens
-        num_tokens = (config.image_size // self.tokenizer.spec.downsample) ** 2
-        schema = tokens_schema(num_tokens, self.tokenizer.spec.codebook_size)
+    def _table(self, images: list[Read]) -> pa.Table:
+        schema = tokens_schema(self.num_tokens, self.spec.codebook_size)
         if not images:
             return schema.empty_table()
         ids = [image.id for image in images]
         held_out = pairs.held_out(pairs.id_hashes(ids), self.recipe.source.held_out_fraction)
-        views = config.num_views
-        pixels = torch.from_numpy(np.concatenate([image.views_VSS3 for image in images])).permute(0, 3, 1, 2)
-        tokens = self._encode(pixels).numpy().astype(str(schema.field("tokens").type.value_type))
+        views = self.recipe.tokens.num_views
+        tokens = self.tokens(images).astype(str(schema.field("tokens").type.value_type))
         return pa.table(
             {
                 "image_id": [image_id for image_id in ids for _ in range(views)],
                 "view": np.tile(np.arange(views, dtype=np.uint8), len(ids)),
                 "label": np.repeat(np.asarray([image.label for image in images], np.int32), views),
                 "held_out": np.repeat(held_out, views),
-                "tokens": pa.FixedSizeListArray.from_arrays(pa.array(tokens.reshape(-1)), num_tokens),
+                "tokens": pa.FixedSizeListArray.from_arrays(pa.array(tokens.reshape(-1)), self.num_tokens),
             },
             schema=schema,
         )
 
+
+class EncodeShard(TokensShard[DecodedImage]):
+    """Decodes and encodes images."""
+
+    def __init__(self, directory: StageDirectory, recipe: Recipe, tokenizer_uri: str, num_threads: int) -> None:
+        super().__init__(directory, recipe)
+        torch.set_num_threads(num_threads)
+        self.device = pick_device(recipe.execution.device)
+        self.tokenizer = load_tokenizer(tokenizer_uri, device=str(self.device))
+        self.spec = self.tokenizer.spec
+
+    def read(self, listing: pa.Table) -> Iterable[DecodedImage]:
+        return decode_views(self.source, listing, self.recipe.tokens)
+
     @torch.inference_mode()
-    def _encode(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
-        """Tokens int64 [N, L], in padded batches of one shape: the same images give the same tokens in any company."""
+    def tokens(self, images: list[DecodedImage]) -> NDArray[np.int64]:
+        """In padded batches of one shape: the same images give the same tokens in any company."""
+        pixels_NCHW = torch.from_numpy(np.concatenate([image.views_VSS3 for image in images])).permute(0, 3, 1, 2)
         size = self.recipe.tokens.batch_size
         parts = []
         for rows in padded_batches(len(pixels_NCHW), size):
             pixels = (pad_rows(pixels_NCHW[rows], size).to(self.device).float() / 255 - 0.5) / 0.5
             parts.append(self.tokenizer.encode(pixels)[: rows.stop - rows.start].cpu())
-        return torch.cat(parts)
+        return torch.cat(parts).numpy()
+
+
+class ImportShard(TokensShard[RecordedTokens]):
+    """Takes over recorded codes. Of the tokenizer only the spec is read: no network runs."""
+
+    def __init__(self, directory: StageDirectory, recipe: Recipe, tokenizer_uri: str, num_threads: int) -> None:
+        super().__init__(directory, recipe)
+        del num_threads
+        self.spec = read_spec(tokenizer_uri, "tokenizer")
+
+    def read(self, listing: pa.Table) -> Iterable[RecordedTokens]:
+        return read_codes(
+            self.source,
+            listing,
+            num_views=self.recipe.tokens.num_views,
+            num_tokens=self.num_tokens,
+            codebook_size=self.spec.codebook_size,
+        )
+
+    def tokens(self, images: list[RecordedTokens]) -> NDArray[np.int64]:
+        return np.concatenate([image.tokens_VL for image in images])
 
 
 def finish(

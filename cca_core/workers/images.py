@@ -1,4 +1,4 @@
-"""Reads raw images from a source and decodes them; writes nothing, or a PNG that shows images side by side."""
+"""Reads raw images or recorded codes from a source, decodes them; writes nothing, or a PNG of images side by side."""
 
 from __future__ import annotations
 
@@ -8,13 +8,21 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from cca_core import pairs
 from cca_core.config import ConfigError, Recipe, TokensConfig
+from cca_core.generate import BATCH_SIZE, decode_images
+from cca_core.models import load_tokenizer, to_uint8
 from cca_core.sources import Source, open_source
+from cca_core.train.distributed import pick_device
 from cca_core.transforms import decode_image, view_crop
+from cca_core.workers.codes import read_codes
+
+#: What real images are where the source has codes; stands in facts and reports.
+RECONSTRUCTIONS = "reconstructions, decoded from recorded codes"
 
 
 @dataclass(frozen=True)
@@ -46,9 +54,26 @@ def decode_views(source: Source, listing: pa.Table, config: TokensConfig) -> Ite
             yield DecodedImage(raw.id, raw.uri, raw.label, np.stack([np.asarray(crop) for crop in crops]))
 
 
+def decode_codes(source: Source, listing: pa.Table, recipe: Recipe, tokenizer_uri: str) -> Iterator[DecodedImage]:
+    """The reconstruction of the centre view of each image in a slice of a listing of codes, as its only view."""
+    config = recipe.tokens
+    tokenizer = load_tokenizer(tokenizer_uri, device=str(pick_device(recipe.execution.device)))
+    shape = {"num_views": config.num_views, "num_tokens": tokenizer.spec.num_tokens(config.image_size)}
+    for start in range(0, listing.num_rows, BATCH_SIZE):
+        part = listing.slice(start, BATCH_SIZE)
+        found = list(read_codes(source, part, **shape, codebook_size=tokenizer.spec.codebook_size))
+        centres = [image.tokens_VL[config.centre_view] for image in found if not image.error]
+        pixels = iter(to_uint8(decode_images(tokenizer, torch.from_numpy(np.stack(centres))))) if centres else iter(())
+        for image in found:
+            nothing = np.empty((0, config.image_size, config.image_size, 3), np.uint8)
+            views = nothing if image.error else next(pixels).numpy()[None]
+            yield DecodedImage(image.id, image.uri, image.label, views, image.error)
+
+
 @dataclass(frozen=True)
 class LoadedImages:
-    """View 0 of every readable image, in memory: pixels uint8 [N, 3, S, S], labels [N], held-out mask [N]."""
+    """View 0 (of codes, the centre one) of every readable image, in memory: pixels uint8 [N, 3, S, S], labels [N],
+    held-out mask [N]."""
 
     pixels: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -56,15 +81,23 @@ class LoadedImages:
     class_names: tuple[str, ...]
 
 
-def load_images(recipe: Recipe) -> LoadedImages:
+def load_images(recipe: Recipe, tokenizer_uri: str = "") -> LoadedImages:
     """Decode the whole source into memory, for the trainers of the tokenizer and the classifier.
+
+    Where the source has codes, these are reconstructions of the centre view, by the tokenizer at ``tokenizer_uri``.
 
     Raises ConfigError where no image is readable, or training or held-out images of it are missing.
     """
     source = open_source(recipe.source)
     listing, class_names = source.list()
     ids, labels, pixels = [], [], []
-    for image in decode_views(source, listing, recipe.tokens):
+    from_codes = recipe.source.kind == "codes"
+    images = (
+        decode_codes(source, listing, recipe, tokenizer_uri)
+        if from_codes
+        else decode_views(source, listing, recipe.tokens)
+    )
+    for image in images:
         if not image.error:
             ids.append(image.id)
             labels.append(image.label)
@@ -72,7 +105,7 @@ def load_images(recipe: Recipe) -> LoadedImages:
     if not ids:
         raise ConfigError(
             f"no readable image among the {len(listing)} of {recipe.source.uri or recipe.source.kind}: "
-            "check that source.uri points at PNG, JPEG, WebP, BMP, GIF or TIFF files"
+            f"check that source.uri points at {'codes' if from_codes else 'PNG, JPEG, WebP, BMP, GIF or TIFF'} files"
         )
     held_out = pairs.held_out(pairs.id_hashes(ids), recipe.source.held_out_fraction)
     if held_out.all() or not held_out.any():

@@ -175,7 +175,9 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="not a checkpoint that can be read safely"):
         load_model(str(tmp_path / "text.pt"), num_tokens=4)
     torch.save({"epoch": 3}, tmp_path / "empty.pt")
-    with pytest.raises(ConfigError, match="holds no state dict: expected a plain dict of tensors, or one under model, module"):
+    with pytest.raises(
+        ConfigError, match="holds no state dict: expected a plain dict of tensors, or one under model, module"
+    ):
         load_model(str(tmp_path / "empty.pt"), num_tokens=4)
     torch.save({"model": {"fc.weight": torch.zeros(2, 2)}}, tmp_path / "other.pt")
     with pytest.raises(ConfigError, match=r"no model of a known family.*fc\.weight"):

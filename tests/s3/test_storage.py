@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import Barrier
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -152,6 +153,22 @@ def test_a_source_is_the_same_on_s3(images, kind):
     assert (len(seen[1][1]["image_id"]), seen[1][0]) == (40, ("dark", "light"))
     assert "dark/3 [ä]+%20?" in seen[1][1]["image_id"]
     assert {data for *_, data, _ in seen[1][2]} <= {path.read_bytes() for path in images.paths}
+
+
+def test_recorded_codes_are_the_same_on_s3(store, tmp_path, write_codes):
+    codes = {str(n): np.arange(32).reshape(2, 16) + n for n in range(40)}
+    seen = []
+    for root in (str(tmp_path), f"{store.uri}/official"):
+        write_codes(root, codes, {n: int(n) % 3 for n in codes} | {"lost": 0})
+        for uri in (root, f"{root}/set8_codes"):
+            source = open_source(SourceConfig(kind="codes", uri=uri))
+            listing, names = source.list()
+            read = [(image.id, image.label, image.data, bool(image.error)) for image in source.read(listing.slice(3))]
+            seen.append((names, listing.select(["image_id", "location", "label"]).to_pydict(), read))
+    assert seen[1:] == seen[:-1]
+    assert (len(seen[0][2]), seen[0][2][-1]) == (38, ("lost", 0, b"", True))
+    with pytest.raises(ConfigError, match=r"holds no folder <name>_codes"):
+        open_source(SourceConfig(kind="codes", uri=store.uri)).list()
 
 
 def make_tokens(source: SourceConfig, root: str) -> dict[str, bytes]:

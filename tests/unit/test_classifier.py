@@ -19,7 +19,8 @@ from cca_core.metrics.features import (
     load_classifier,
 )
 from cca_core.store import Store
-from cca_core.train.classifier import _shifted, train_classifier
+from cca_core.train.augment import shifted
+from cca_core.train.classifier import train_classifier
 from cca_core.train.optim import build_optimizer, set_learning_rate
 
 
@@ -125,15 +126,15 @@ def test_a_split_with_one_side_empty_is_refused(digits, fill):
 def test_shifts_stay_within_the_limit_and_repeat_the_edge():
     image_HW = torch.arange(16.0).view(4, 4)
     images = image_HW.expand(300, 3, 4, 4)
-    shifted = _shifted(images, 1, torch.Generator().manual_seed(0))
+    moved = shifted(images, 1, torch.Generator().manual_seed(0))
     rows, columns = torch.arange(4), torch.arange(4)
     allowed = {
         tuple(image_HW[(rows + dy).clamp(0, 3)][:, (columns + dx).clamp(0, 3)].flatten().tolist())
         for dy in (-1, 0, 1)
         for dx in (-1, 0, 1)
     }
-    assert {tuple(x[2].flatten().tolist()) for x in shifted} == allowed
-    assert torch.equal(_shifted(images, 0, torch.Generator()), images)
+    assert {tuple(x[2].flatten().tolist()) for x in moved} == allowed
+    assert torch.equal(shifted(images, 0, torch.Generator()), images)
 
 
 def saved(model, tmp_path):

@@ -83,6 +83,7 @@ def test_the_last_override_wins():
 
 CONTRADICTIONS = {
     "source.uri=/data": r"source\.kind=digits reads no uri: remove source\.uri",
+    "source.kind=codes": r"source\.kind=codes needs source\.uri",
     "source.kind=folder": r"source\.kind=folder needs source\.uri",
     "source.held_out_fraction=0": r"held_out_fraction must lie between 0 and 1",
     "source.held_out_fraction=1": r"held_out_fraction must lie between 0 and 1",
@@ -114,6 +115,13 @@ def test_a_value_of_another_kind_is_refused(override):
     key = override.partition("=")[0]
     with pytest.raises(ConfigError, match=key):
         recipe(override)
+
+
+def test_codes_need_the_tokenizer_that_made_them():
+    codes = ("source.kind=codes", "source.uri=/codes")
+    with pytest.raises(ConfigError, match=r"no images to train a tokenizer on: set tokenizer\.checkpoint"):
+        recipe(*codes)
+    recipe(*codes, "tokenizer.checkpoint=vq.pt")
 
 
 def test_options_that_resolve_the_contradiction_are_taken():
@@ -180,3 +188,10 @@ def test_what_comes_from_outside_counts_by_content():
     before = recipe("tokenizer.checkpoint=vq.pt")
     others = changed("tokenizer.checkpoint=vq.pt", "source.held_out_fraction=0.3", before=before)
     assert others == EVERYTHING - {"tokenizer"}
+
+
+@pytest.mark.parametrize(("kind", "stages"), [("folder", EVERYTHING - {"features"}), ("codes", EVERYTHING)])
+def test_features_depend_on_the_tokenizer_where_it_makes_the_images(kind, stages):
+    made = recipe(f"source.kind={kind}", "source.uri=/d", "tokenizer.checkpoint=vq.pt")
+    one, other = (plan(made, INPUTS | {"tokenizer_checkpoint": letter * 64}) for letter in "ab")
+    assert {name for name in EVERYTHING if one[name] != other[name]} == stages

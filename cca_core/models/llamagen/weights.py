@@ -13,7 +13,7 @@ from cca_core.config import ConfigError
 from cca_core.models.llamagen.network import LlamaGenSpec
 from cca_core.models.llamagen.tokenizer import VQSpec
 
-#: (layers, dim) -> heads of the released sizes (B, L, XL, XXL, XXXL, 3B).
+#: (layers, dim) -> heads of the released sizes (B, L, XL, XXL, XXXL, 3B, 1B, 7B); the text-conditional ones are XL.
 OFFICIAL_HEADS = {
     (12, 768): 12,
     (24, 1024): 16,
@@ -21,7 +21,13 @@ OFFICIAL_HEADS = {
     (48, 1536): 24,
     (48, 2560): 40,
     (24, 3200): 32,
+    (22, 2048): 32,
+    (32, 4096): 32,
 }
+
+CLASSES, CAPTIONS = "cls_embedding.embedding_table.weight", "cls_embedding.cap_proj.fc1.weight"
+#: Caption tokens of every released text-conditional file, whose tensors do not tell.
+OFFICIAL_CAPTION_TOKENS = 120
 
 NUM_TOKENS_HELP = (
     "num_tokens=256 (256 px), 576 (384 px), 784 (448 px) or 1024 (512 px) with VQ-16; "
@@ -30,7 +36,7 @@ NUM_TOKENS_HELP = (
 
 
 def is_model(state: Mapping[str, Tensor]) -> bool:
-    return "cls_embedding.embedding_table.weight" in state and "tok_embeddings.weight" in state
+    return (CLASSES in state or CAPTIONS in state) and "tok_embeddings.weight" in state
 
 
 def is_tokenizer(state: Mapping[str, Tensor]) -> bool:
@@ -44,12 +50,16 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
 
 
 def model_spec(
-    state: Mapping[str, Tensor], *, num_tokens: int | None = None, num_heads: int | None = None
+    state: Mapping[str, Tensor],
+    *,
+    num_tokens: int | None = None,
+    num_heads: int | None = None,
+    num_cond_tokens: int | None = None,
 ) -> tuple[LlamaGenSpec, dict[str, Tensor]]:
-    """The spec of an official class-conditional file and its tensors without the rotary table that old files carry.
+    """The spec of an official file and its tensors without the rotary table that old files carry.
 
-    Raises ConfigError where num_tokens is missing (256 and 384 px files are tensor-identical) or num_heads cannot be
-    told from an official size.
+    Raises ConfigError where num_tokens is missing (256 and 384 px files are tensor-identical), num_heads cannot be
+    told from an official size, or num_cond_tokens (120 unless stated) is given for a file of classes.
     """
     tensors = {key: value for key, value in state.items() if key != "freqs_cis"}
     vocab_size, dim = tensors["tok_embeddings.weight"].shape
@@ -63,18 +73,27 @@ def model_spec(
                 f"{num_layers} layers of width {dim} is no official LlamaGen size: pass num_heads= "
                 "(or make a bundle of the file with cca convert --num-heads)"
             )
+    if CAPTIONS in tensors:
+        num_classes, caption_dim = 0, tensors[CAPTIONS].shape[1]
+        num_cond_tokens = OFFICIAL_CAPTION_TOKENS if num_cond_tokens is None else num_cond_tokens
+    elif num_cond_tokens is None:
+        num_classes, caption_dim, num_cond_tokens = tensors[CLASSES].shape[0] - 1, 0, 1
+    else:
+        raise ConfigError(f"num_cond_tokens={num_cond_tokens} belongs to captions, and this LlamaGen file has classes")
     if dim % num_heads:
         raise ConfigError(f"num_heads={num_heads} does not divide the width {dim} of the file")
     qkv_rows = tensors["layers.0.attention.wqkv.weight"].shape[0]
     spec = LlamaGenSpec(
         vocab_size=vocab_size,
         num_tokens=num_tokens,
-        num_classes=tensors["cls_embedding.embedding_table.weight"].shape[0] - 1,
+        num_classes=num_classes,
         dim=dim,
         num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=(qkv_rows // (dim // num_heads) - num_heads) // 2,
         ffn_dim=tensors["layers.0.feed_forward.w1.weight"].shape[0],
+        num_cond_tokens=num_cond_tokens,
+        caption_dim=caption_dim,
     )
     return spec, tensors
 

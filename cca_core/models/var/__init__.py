@@ -1,7 +1,9 @@
 """Reads nothing on import: the VAR family as the registry sees it."""
 
-from cca_core.models.family import Family
+from cca_core.models.family import Family, Released
+from cca_core.models.var.memory import activation_bytes
 from cca_core.models.var.network import VAR, VARSpec
+from cca_core.models.var.official import PUBLISHED, released_model_spec, released_tokenizer_spec
 from cca_core.models.var.small import small_model_spec, small_tokenizer_spec
 from cca_core.models.var.tokenizer import MultiScaleVQSpec, MultiScaleVQTokenizer
 from cca_core.models.var.weights import (
@@ -28,4 +30,6 @@ FAMILY = Family(
     official_tokenizer_spec=tokenizer_spec,
     official_model=official_model,
     official_tokenizer=official_tokenizer,
+    released=Released(released_model_spec, released_tokenizer_spec, PUBLISHED),
+    activation_bytes=activation_bytes,
 )

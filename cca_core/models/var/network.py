@@ -180,6 +180,7 @@ class VAR(ARImageModel):
 
     family = "var"
     tokenizer_fields = ("patch_nums",)
+    undecayed = ("pos_start", "pos_1LC", "lvl_embed", "scale_mul", "ada_gss")
     spec: VARSpec
 
     def __init__(self, spec: VARSpec) -> None:

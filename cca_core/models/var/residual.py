@@ -9,20 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
 def phi_index(num_scales: int, num_phis: int) -> list[int]:
-    """The phi of each scale: the nearest of ``num_phis`` ticks to s / (S - 1); ties go up, as float64 makes them.
+    """The phi of each scale: the nearest of ``num_phis`` ticks to s / (S - 1), the lower of two as near.
 
-    PARITY: four phis (all released tokenizers) have ticks from 1/12 to 11/12, other counts 1/2K to 1 - 1/2K.
+    PARITY: four phis (all released tokenizers) have ticks from 1/12 to 11/12, other counts 1/2K to 1 - 1/2K; and these
+    are numpy's float64 numbers, whose rounding decides: scales 2 and 7 of ten lie between two ticks on paper.
     """
     margin = 1 / 12 if num_phis == 4 else 1 / (2 * num_phis)
-    ticks = torch.linspace(margin, 1 - margin, num_phis, dtype=torch.float64)
-    shares = [s / max(num_scales - 1, 1) for s in range(num_scales)]
-    return [int((num_phis - 1) - (ticks.flip(0) - share).abs().argmin()) for share in shares]
+    ticks = np.linspace(margin, 1 - margin, num_phis)
+    return [int(np.abs(ticks - s / max(num_scales - 1, 1)).argmin()) for s in range(num_scales)]
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class MultiScaleVQSpec:
     def __post_init__(self) -> None:
         object.__setattr__(self, "width_multipliers", tuple(self.width_multipliers))
         object.__setattr__(self, "patch_nums", tuple(self.patch_nums))
-        if not self.patch_nums or list(self.patch_nums) != sorted(set(self.patch_nums)):
+        if len(self.patch_nums) < 2 or list(self.patch_nums) != sorted(set(self.patch_nums)):
             raise ConfigError(f"patch_nums {self.patch_nums} must be sides of growing grids, as in (1, 2, 3, 4)")
 
     @property

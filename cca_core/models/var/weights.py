@@ -37,6 +37,13 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
     return max(numbers) + 1 if numbers else 0
 
 
+def _needed(state: Mapping[str, Tensor], key: str) -> Tensor:
+    """A tensor that a spec is read off; ConfigError where the file lacks it."""
+    if key not in state:
+        raise ConfigError(f"missing keys: {key}, off which the sizes of a VAR file are read")
+    return state[key]
+
+
 def model_spec(
     state: Mapping[str, Tensor], *, num_tokens: int | None = None, num_heads: int | None = None
 ) -> tuple[VARSpec, dict[str, Tensor]]:
@@ -63,9 +70,9 @@ def model_spec(
         raise ConfigError(f"a VAR file without {LEVELS} does not tell its scales: is it an official file?")
     sizes = torch.bincount(state[LEVELS].flatten().long()).tolist()
     spec = VARSpec(
-        vocab_size=tensors["head.weight"].shape[0],
+        vocab_size=_needed(tensors, "head.weight").shape[0],
         num_tokens=length,
-        num_classes=tensors["class_emb.weight"].shape[0] - 1,
+        num_classes=_needed(tensors, "class_emb.weight").shape[0] - 1,
         dim=dim,
         num_layers=num_layers,
         num_heads=heads,
@@ -88,13 +95,13 @@ def tokenizer_spec(
         raise ConfigError(f"a VAR tokenizer file does not tell its scales: pass {PATCH_NUMS_HELP}")
     if "quantize.quant_resi.qresi_ls.0.weight" not in state:
         raise ConfigError("this VAR tokenizer has one phi, or one per scale: no released file does, and we read none")
-    width = state["encoder.conv_in.weight"].shape[0]
+    width = _needed(state, "encoder.conv_in.weight").shape[0]
     levels = _count(state, r"encoder\.down\.(\d+)\.")
     codebook_size, codebook_dim = state["quantize.embedding.weight"].shape
     spec = MultiScaleVQSpec(
         width=width,
         width_multipliers=tuple(
-            state[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] // width for i in range(levels)
+            _needed(state, f"encoder.down.{i}.block.0.conv1.weight").shape[0] // width for i in range(levels)
         ),
         num_res_blocks=_count(state, r"encoder\.down\.0\.block\.(\d+)\."),
         codebook_size=codebook_size,
