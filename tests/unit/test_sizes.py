@@ -164,7 +164,7 @@ def test_a_checkpoint_of_another_size_is_refused():
 
 
 def test_checkpoints_are_compared_before_anything_runs(tmp_path, random_llamagen):
-    model = random_llamagen(vocab_size=16, num_tokens=16, num_classes=10)
+    model = random_llamagen(vocab_size=64, num_tokens=16, num_classes=10)
     info = BundleInfo(model=Part("llamagen", asdict(model.spec)), tokenizer=None, image_size=8)
     bundle = tmp_path / "bundle"
     bundle.mkdir()

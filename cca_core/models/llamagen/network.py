@@ -215,6 +215,8 @@ class CaptionEmbedding(nn.Module):
     The null features are never trained: a buffer, though part of the checkpoint.
     """
 
+    uncond_embedding: Tensor
+
     def __init__(self, spec: LlamaGenSpec) -> None:
         super().__init__()
         self.shape = (spec.num_cond_tokens, spec.caption_dim)
@@ -257,6 +259,7 @@ class LlamaGen(ARImageModel):
 
     family = "llamagen"
     spec: LlamaGenSpec
+    rotary: Tensor
 
     def __init__(self, spec: LlamaGenSpec) -> None:
         super().__init__()

@@ -3,7 +3,6 @@ tensors."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from cca_core.config import ConfigError
 from cca_core.models.llamagen.network import LlamaGenSpec
 from cca_core.models.llamagen.tokenizer import VQSpec
+from cca_core.models.state_dict import count, needed
 
 #: (layers, dim) -> heads of the released sizes (B, L, XL, XXL, XXXL, 3B, 1B, 7B); the text-conditional ones are XL.
 OFFICIAL_HEADS = {
@@ -43,12 +43,6 @@ def is_tokenizer(state: Mapping[str, Tensor]) -> bool:
     return "quantize.embedding.weight" in state and "encoder.conv_blocks.0.res.0.norm1.weight" in state
 
 
-def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    """1 + the largest number that ``pattern``'s group matches among the keys; 0 if none does."""
-    numbers = [int(match[1]) for key in state if (match := re.match(pattern, key))]
-    return max(numbers) + 1 if numbers else 0
-
-
 def model_spec(
     state: Mapping[str, Tensor],
     *,
@@ -62,8 +56,8 @@ def model_spec(
     told from an official size, or num_cond_tokens (120 unless stated) is given for a file of classes.
     """
     tensors = {key: value for key, value in state.items() if key != "freqs_cis"}
-    vocab_size, dim = tensors["tok_embeddings.weight"].shape
-    num_layers = _count(tensors, r"layers\.(\d+)\.")
+    vocab_size, dim = needed(tensors, "tok_embeddings.weight").shape
+    num_layers = count(tensors, r"layers\.(\d+)\.")
     if num_tokens is None:
         raise ConfigError(f"a LlamaGen file does not tell its image size: pass {NUM_TOKENS_HELP}")
     if num_heads is None:
@@ -82,7 +76,7 @@ def model_spec(
         raise ConfigError(f"num_cond_tokens={num_cond_tokens} belongs to captions, and this LlamaGen file has classes")
     if dim % num_heads:
         raise ConfigError(f"num_heads={num_heads} does not divide the width {dim} of the file")
-    qkv_rows = tensors["layers.0.attention.wqkv.weight"].shape[0]
+    qkv_rows = needed(tensors, "layers.0.attention.wqkv.weight").shape[0]
     spec = LlamaGenSpec(
         vocab_size=vocab_size,
         num_tokens=num_tokens,
@@ -91,7 +85,7 @@ def model_spec(
         num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=(qkv_rows // (dim // num_heads) - num_heads) // 2,
-        ffn_dim=tensors["layers.0.feed_forward.w1.weight"].shape[0],
+        ffn_dim=needed(tensors, "layers.0.feed_forward.w1.weight").shape[0],
         num_cond_tokens=num_cond_tokens,
         caption_dim=caption_dim,
     )
@@ -104,16 +98,16 @@ def tokenizer_spec(
     """The spec of an official VQ file, read off its tensors."""
     if patch_nums:
         raise ConfigError("LlamaGen's tokenizer has one grid of tokens: patch_nums belongs to VAR")
-    width = state["encoder.conv_in.weight"].shape[0]
-    levels = _count(state, r"encoder\.conv_blocks\.(\d+)\.")
-    codebook_size, codebook_dim = state["quantize.embedding.weight"].shape
+    width = needed(state, "encoder.conv_in.weight").shape[0]
+    levels = count(state, r"encoder\.conv_blocks\.(\d+)\.")
+    codebook_size, codebook_dim = needed(state, "quantize.embedding.weight").shape
     spec = VQSpec(
         width=width,
         width_multipliers=tuple(
-            state[f"encoder.conv_blocks.{i}.res.0.conv1.weight"].shape[0] // width for i in range(levels)
+            needed(state, f"encoder.conv_blocks.{i}.res.0.conv1.weight").shape[0] // width for i in range(levels)
         ),
-        num_res_blocks=_count(state, r"encoder\.conv_blocks\.0\.res\.(\d+)\."),
-        latent_channels=state["encoder.conv_out.weight"].shape[0],
+        num_res_blocks=count(state, r"encoder\.conv_blocks\.0\.res\.(\d+)\."),
+        latent_channels=needed(state, "encoder.conv_out.weight").shape[0],
         codebook_size=codebook_size,
         codebook_dim=codebook_dim,
     )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cca_core.config import ConfigError
 from cca_core.models.base import ImageTokenizer
+from cca_core.models.state_dict import count, needed
 from cca_core.models.var.network import VAR, VARSpec
 from cca_core.models.var.tokenizer import MultiScaleVQSpec, MultiScaleVQTokenizer
 
@@ -31,19 +32,6 @@ def is_tokenizer(state: Mapping[str, Tensor]) -> bool:
     return "quantize.embedding.weight" in state and "encoder.down.0.block.0.norm1.weight" in state
 
 
-def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    """1 + the largest number that ``pattern``'s group matches among the keys; 0 if none does."""
-    numbers = [int(match[1]) for key in state if (match := re.match(pattern, key))]
-    return max(numbers) + 1 if numbers else 0
-
-
-def _needed(state: Mapping[str, Tensor], key: str) -> Tensor:
-    """A tensor that a spec is read off; ConfigError where the file lacks it."""
-    if key not in state:
-        raise ConfigError(f"missing keys: {key}, off which the sizes of a VAR file are read")
-    return state[key]
-
-
 def model_spec(
     state: Mapping[str, Tensor], *, num_tokens: int | None = None, num_heads: int | None = None
 ) -> tuple[VARSpec, dict[str, Tensor]]:
@@ -54,7 +42,7 @@ def model_spec(
     """
     constant = re.compile(rf"{LEVELS}|{MASK}|.*\.zero_k_bias")
     tensors = {key: value for key, value in state.items() if not constant.fullmatch(key)}
-    num_layers = _count(tensors, r"blocks\.(\d+)\.")
+    num_layers = count(tensors, r"blocks\.(\d+)\.")
     dim, codebook_dim = tensors["word_embed.weight"].shape
     length = tensors["pos_1LC"].shape[1]
     if num_tokens not in (None, length):
@@ -70,9 +58,9 @@ def model_spec(
         raise ConfigError(f"a VAR file without {LEVELS} does not tell its scales: is it an official file?")
     sizes = torch.bincount(state[LEVELS].flatten().long()).tolist()
     spec = VARSpec(
-        vocab_size=_needed(tensors, "head.weight").shape[0],
+        vocab_size=needed(tensors, "head.weight").shape[0],
         num_tokens=length,
-        num_classes=_needed(tensors, "class_emb.weight").shape[0] - 1,
+        num_classes=needed(tensors, "class_emb.weight").shape[0] - 1,
         dim=dim,
         num_layers=num_layers,
         num_heads=heads,
@@ -95,19 +83,19 @@ def tokenizer_spec(
         raise ConfigError(f"a VAR tokenizer file does not tell its scales: pass {PATCH_NUMS_HELP}")
     if "quantize.quant_resi.qresi_ls.0.weight" not in state:
         raise ConfigError("this VAR tokenizer has one phi, or one per scale: no released file does, and we read none")
-    width = _needed(state, "encoder.conv_in.weight").shape[0]
-    levels = _count(state, r"encoder\.down\.(\d+)\.")
+    width = needed(state, "encoder.conv_in.weight").shape[0]
+    levels = count(state, r"encoder\.down\.(\d+)\.")
     codebook_size, codebook_dim = state["quantize.embedding.weight"].shape
     spec = MultiScaleVQSpec(
         width=width,
         width_multipliers=tuple(
-            _needed(state, f"encoder.down.{i}.block.0.conv1.weight").shape[0] // width for i in range(levels)
+            needed(state, f"encoder.down.{i}.block.0.conv1.weight").shape[0] // width for i in range(levels)
         ),
-        num_res_blocks=_count(state, r"encoder\.down\.0\.block\.(\d+)\."),
+        num_res_blocks=count(state, r"encoder\.down\.0\.block\.(\d+)\."),
         codebook_size=codebook_size,
         codebook_dim=codebook_dim,
         patch_nums=tuple(patch_nums),
-        num_phis=_count(state, r"quantize\.quant_resi\.qresi_ls\.(\d+)\."),
+        num_phis=count(state, r"quantize\.quant_resi\.qresi_ls\.(\d+)\."),
     )
     tensors, counts = dict(state), "quantize.ema_vocab_hit_SV"
     if counts in tensors and len(tensors[counts]) != len(spec.patch_nums):
