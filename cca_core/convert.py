@@ -12,7 +12,7 @@ import torch
 
 from cca_core.bundle import BundleInfo, Part, bundle_files, is_bundle, read_bundle
 from cca_core.config import ConfigError
-from cca_core.models.load import detect_part, fill
+from cca_core.models.load import detect_part, fill, official_spec
 from cca_core.models.registry import family
 
 #: Files of an exported bundle.
@@ -45,11 +45,11 @@ def _import(official: str, weights: str, spec: Mapping[str, Any]) -> tuple[str, 
     part, name, state = detect_part(official, weights)
     chosen = family(name)
     if part == "tokenizer":
-        found, tensors = chosen.official_tokenizer_spec(state, **spec)
+        found, tensors = official_spec(chosen, part, state, spec)
         fill(chosen.build_tokenizer, found, tensors, official)
         info = BundleInfo(model=None, tokenizer=Part(name, asdict(found)), image_size=0)
         return f"bundle of a {name} tokenizer", bundle_files(info, None, tensors)
-    found, tensors = chosen.official_model_spec(state, **spec)
+    found, tensors = official_spec(chosen, part, state, spec)
     fill(chosen.build_model, found, tensors, official)
     info = BundleInfo(model=Part(name, asdict(found)), tokenizer=None, image_size=0)
     return f"bundle of a {name} model", bundle_files(info, tensors, None)

@@ -36,7 +36,10 @@ class ClassConditions:
 
 @dataclass(frozen=True)
 class CaptionConditions:
-    """Captions: features [N, T, D] and masks [N, T] of N texts; the null condition is ``null_TD`` on all positions."""
+    """Captions: features [N, T, D] and masks [N, T] of N texts; the null condition is ``null_TD`` on all positions.
+
+    PARITY: officially a dropped caption keeps its mask; here the null condition belongs to no caption and has none.
+    """
 
     features_NTD: Tensor
     mask_NT: Tensor

@@ -6,6 +6,7 @@ import argparse
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from inspect import signature
 from typing import Any, TypeVar
 
 import fsspec
@@ -131,13 +132,23 @@ def _bundle_spec(uri: str, part: str, asked: Mapping[str, Any]) -> tuple[Family,
     return chosen, spec
 
 
+def official_spec(chosen: Family, part: str, state: State, asked: Mapping[str, Any]) -> tuple[Any, dict[str, Tensor]]:
+    """Spec and tensors of an official state dict; ConfigError for a fact that says nothing of such a file."""
+    derive = chosen.official_model_spec if part == "model" else chosen.official_tokenizer_spec
+    known = list(signature(derive).parameters)[1:]
+    if strange := [name for name in asked if name not in known]:
+        raise ConfigError(
+            f"{strange[0]} says nothing of this {part} file: it may be told {', '.join(known) or 'nothing'}"
+        )
+    return derive(state, **asked)
+
+
 def read_spec(path_or_uri: str, part: str, *, weights: str = "model", **spec: Any) -> Any:
     """The spec of a checkpoint's ``part`` ("model" or "tokenizer") without building it; errors as in load_model."""
     if is_bundle(path_or_uri):
         return _bundle_spec(path_or_uri, part, spec)[1]
     _, chosen, state = detect(read_official(path_or_uri, weights=weights), part)
-    derive = chosen.official_model_spec if part == "model" else chosen.official_tokenizer_spec
-    return derive(state, **spec)[0]
+    return official_spec(chosen, part, state, spec)[0]
 
 
 def load_model(
@@ -164,7 +175,7 @@ def load_model(
         tensors = read_bundle(path_or_uri).model_tensors
     else:
         _, chosen, state = detect(read_official(path_or_uri, weights=weights), "model")
-        model_spec, tensors = chosen.official_model_spec(state, **spec)
+        model_spec, tensors = official_spec(chosen, "model", state, spec)
     model = fill(chosen.build_model, model_spec, tensors, path_or_uri).to(device=device, dtype=dtype).eval()
     if model.tokenizer_fields:
         if tokenizer is None and is_bundle(path_or_uri) and read_info(path_or_uri).tokenizer is not None:
@@ -190,5 +201,5 @@ def load_tokenizer(
         tensors = read_bundle(path_or_uri).tokenizer_tensors
     else:
         _, chosen, state = detect(read_official(path_or_uri), "tokenizer")
-        tokenizer_spec, tensors = chosen.official_tokenizer_spec(state, **spec)
+        tokenizer_spec, tensors = official_spec(chosen, "tokenizer", state, spec)
     return fill(chosen.build_tokenizer, tokenizer_spec, tensors, path_or_uri).to(device=device, dtype=dtype).eval()

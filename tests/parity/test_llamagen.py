@@ -197,3 +197,15 @@ def test_a_checkpoint_cannot_run_code(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="weights_only"):
         load_model(str(tmp_path / "stranger.pt"), num_tokens=4)
     assert not (tmp_path / "was-here").exists()
+
+
+def test_angles_stay_float32_in_a_bfloat16_model():
+    model = load_model(str(GPT / "ckpt.pt"), num_tokens=16, num_heads=4, dtype=torch.bfloat16)
+    assert model.output.weight.dtype == torch.bfloat16
+    assert model.rotary.dtype == torch.float32
+    assert torch.equal(model.rotary, load_model(str(GPT / "ckpt.pt"), num_tokens=16, num_heads=4).rotary)
+
+
+def test_a_fact_of_another_family_is_refused():
+    with pytest.raises(ConfigError, match="patch_nums says nothing of this model file: it may be told num_tokens"):
+        load_model(str(GPT / "ckpt.pt"), num_tokens=16, num_heads=4, patch_nums=(1, 2))

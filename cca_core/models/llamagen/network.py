@@ -6,7 +6,9 @@ rotary positions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -271,6 +273,12 @@ class LlamaGen(ARImageModel):
         self.norm = RMSNorm(spec.dim)
         self.output = nn.Linear(spec.dim, spec.vocab_size, bias=False)
         self.register_buffer("rotary", rotary_table(spec), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves and casts, but for the rotary table: angles are float32 in every model."""
+        super()._apply(fn, recurse)
+        self.rotary = rotary_table(self.spec).to(self.rotary.device)
+        return self
 
     def init_weights(self, generator: torch.Generator) -> None:
         """N(0, 0.02^2) for matrices, zero for the output layer, N(0, 1) / sqrt(width) for the null caption, as in

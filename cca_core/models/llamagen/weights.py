@@ -92,12 +92,8 @@ def model_spec(
     return spec, tensors
 
 
-def tokenizer_spec(
-    state: Mapping[str, Tensor], *, patch_nums: tuple[int, ...] | None = None
-) -> tuple[VQSpec, dict[str, Tensor]]:
+def tokenizer_spec(state: Mapping[str, Tensor]) -> tuple[VQSpec, dict[str, Tensor]]:
     """The spec of an official VQ file, read off its tensors."""
-    if patch_nums:
-        raise ConfigError("LlamaGen's tokenizer has one grid of tokens: patch_nums belongs to VAR")
     width = needed(state, "encoder.conv_in.weight").shape[0]
     levels = count(state, r"encoder\.conv_blocks\.(\d+)\.")
     codebook_size, codebook_dim = needed(state, "quantize.embedding.weight").shape
