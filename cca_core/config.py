@@ -201,9 +201,9 @@ class AlignConfig:
     null_share: float = 0.1
     #: Dropout of the policy; the reference has none. On few images it keeps the alignment from going too far.
     dropout: float = 0.1
-    epochs: int = 3
+    epochs: int = 8
     global_batch_size: int = 128
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-4))
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=3e-5))
 
     def __post_init__(self) -> None:
         _require(self.beta > 0, "align.beta must be positive")

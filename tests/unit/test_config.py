@@ -139,7 +139,7 @@ def test_a_recipe_survives_json():
 
 
 def test_a_partial_section_keeps_the_defaults_of_its_place():
-    assert recipe("align.optim.eps=1e-6").align.optim == OptimConfig(lr=1e-4, eps=1e-6)
+    assert recipe("align.optim.eps=1e-6").align.optim == OptimConfig(lr=3e-5, eps=1e-6)
     base = recipe("base.optim.weight_decay=0.5").base.optim
     assert base == dataclasses.replace(BaseConfig().optim, weight_decay=0.5)
     tokenizer = recipe("tokenizer.optim.lr=1", "tokenizer.epochs=2").tokenizer
