@@ -70,6 +70,8 @@ def check_checkpoints(recipe: Recipe, base: StageDirectory) -> None:
     if uri:
         asked = {} if is_bundle(uri) else {"num_tokens": num_tokens}
         spec = read_spec(uri, "model", weights=recipe.base.weights, **asked)
+        if not isinstance(spec, family(recipe.family).model_spec_type):
+            raise ConfigError(f"{uri} is no model of family {recipe.family}: set family: in the recipe")
         check_fit(uri, spec, codebook_size=vq.codebook_size, num_tokens=num_tokens, num_classes=len(names))
         check_expected(recipe, "model", spec, num_tokens=num_tokens)
 

@@ -124,7 +124,7 @@ def test_a_checkpoint_of_another_shape_is_refused_before_anything_runs(finished,
     (base,) = (folder / ".cca" / "storage" / "base").glob("*")
     result = cca(tmp_path, "run", "--set", f"base.checkpoint={base}", "--set", "tokenizer.codebook_size=32")
     assert result.returncode == 2
-    assert "has vocabulary 16, the data set has 32" in result.stderr
+    assert "has vocabulary 64, the data set has 32" in result.stderr
     result = cca(tmp_path, "run", "--set", f"base.checkpoint={base}")
     assert result.returncode == 2
     assert "has classes 2, the data set has 10" in result.stderr

@@ -96,6 +96,10 @@ def test_a_recipe_of_another_family_than_its_files_is_refused(finished, recipe, 
     mixed = replace(recipe, family="llamagen", tokenizer=TokenizerConfig(checkpoint=uri))
     with pytest.raises(ConfigError, match="is no tokenizer of family llamagen: set family: in the recipe"):
         run(mixed, tmp_path, "tokenizer")
+    base = BaseConfig(checkpoint=finished.directory("base").uri)
+    mixed = replace(recipe, family="llamagen", tokenizer=TokenizerConfig(codebook_size=64), base=base)
+    with pytest.raises(ConfigError, match="is no model of family llamagen: set family: in the recipe"):
+        run(mixed, tmp_path, "tokenizer")
 
 
 @pytest.mark.parametrize(
