@@ -201,7 +201,7 @@ class AlignConfig:
     null_share: float = 0.1
     #: Dropout of the policy; the reference has none. On few images it keeps the alignment from going too far.
     dropout: float = 0.1
-    epochs: int = 8
+    epochs: int = 12
     global_batch_size: int = 128
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=3e-5))
 
