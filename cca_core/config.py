@@ -171,7 +171,7 @@ class BaseConfig:
     dropout: float = 0.1
     #: Share of rows trained under the null condition, so that guidance works.
     label_dropout: float = 0.1
-    epochs: int = 30
+    epochs: int = 27
     global_batch_size: int = 64
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(lr=2e-3, weight_decay=0.05, warmup_steps=30, schedule="cosine")
@@ -196,7 +196,7 @@ class AlignConfig:
     __pydantic_config__: ClassVar = _STRICT
     objective: Literal["cca", "dpo", "unlearning"] = "cca"
     beta: float = 0.1
-    lambda_: float = 1.0
+    lambda_: float = 1.5
     #: Share of rows trained under the null condition (the official ``uncond_ratio``).
     null_share: float = 0.1
     #: Dropout of the policy; the reference has none. On few images it keeps the alignment from going too far.
