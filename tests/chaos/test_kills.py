@@ -50,6 +50,8 @@ def in_the_middle(folder, stage) -> bool:
     return True
 
 
+# Seventeen drivers, each of which starts Ray.
+@pytest.mark.timeout(1800)
 def test_driver_killed_in_every_stage_continues(tmp_path, undisturbed):
     for stage in STAGES:
         driver = Driver(tmp_path)
