@@ -35,7 +35,7 @@ from cca_core.store import Store
 
 STEPS, BATCH, SAMPLES = 3, 4, 4
 #: The embedded digits, enlarged to 256 pixels; so many that training sees three batches.
-IMAGES = 16
+IMAGES = 14
 
 
 def write_checkpoints(directory: Path) -> None:
