@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
     recipe = load_recipe(arguments.recipe, arguments.set)
     store = Store(arguments.storage)
     store.check_writable()
-    digests = plan(recipe, input_digests(recipe))
+    digests = plan(recipe, input_digests(recipe, store))
     check_checkpoints(recipe, store.directory("base", digests["base"]))
     progress = Progress()
     stage_name = ""
@@ -117,7 +117,17 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 #: What the progress line shows of a training record.
-SHOWN = ("step", "loss", "accuracy", "margin", "images_per_s", "squared_error", "held_out_accuracy")
+SHOWN = (
+    "step",
+    "loss",
+    "accuracy",
+    "margin",
+    "images_per_s",
+    "seconds_left",
+    "bad_images",
+    "squared_error",
+    "held_out_accuracy",
+)
 
 
 def main() -> int:

@@ -8,90 +8,18 @@ and enters no digest.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-#: Read by pydantic when a recipe is validated at the edge; plain data, so that the core needs no pydantic.
-_STRICT: dict[str, Any] = {"extra": "forbid"}
+from cca_core.data_config import STRICT, ConfigError, SourceConfig, TokensConfig, require
 
-
-class ConfigError(ValueError):
-    """A configuration, an input or a store that cannot be used, said in one sentence with the remedy."""
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceConfig:
-    """Where the images come from. ``digits`` needs no ``uri``; ``folder`` has one directory per class; ``parquet`` a
-    column of image bytes (plain, or Hugging Face's struct<bytes, path>) and a label column. ``codes`` has no images but
-    what the official LlamaGen extraction made of them, ``<name>_codes/`` and ``<name>_labels/`` with one ``.npy`` per
-    image (or ``uri`` is the folder of codes itself): nothing is tokenized again, and wherever a real image is needed
-    its reconstruction stands in, decoded by the recipe's tokenizer."""
-
-    __pydantic_config__: ClassVar = _STRICT
-    kind: Literal["digits", "folder", "parquet", "codes"] = "digits"
-    uri: str = ""
-    image_column: str = "image"
-    label_column: str = "label"
-    #: Column that holds the image id (parquet); empty: the path in the image struct, else file:row.
-    id_column: str = ""
-    #: Names of the classes by index where the data has only integers (parquet, codes); empty: "0", "1", ...
-    class_names: tuple[str, ...] = ()
-    #: Take this many images only, drawn by a hash of the id, for a first try; 0 takes all.
-    limit: int = 0
-    #: Share of the images, drawn by a hash of the id, that training never sees.
-    held_out_fraction: float = 0.2
-
-    def __post_init__(self) -> None:
-        _require(0 < self.held_out_fraction < 1, "source.held_out_fraction must lie between 0 and 1")
-        _require(self.limit >= 0, "source.limit must not be negative: 0 takes all images")
-        if self.kind == "digits":
-            _require(
-                not self.uri,
-                "source.kind=digits reads no uri: remove source.uri, or set source.kind to folder, parquet or codes",
-            )
-        else:
-            _require(
-                bool(self.uri),
-                f"source.kind={self.kind} needs source.uri: a folder, or s3://bucket/prefix",
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokensConfig:
-    """How images become tokens. ``batch_size`` is here and not in ``execution`` because it is the one fixed batch
-    shape that makes the tokens independent of the number of workers."""
-
-    __pydantic_config__: ClassVar = _STRICT
-    #: Side of the square image in pixels.
-    image_size: int = 8
-    #: ``centre``: ADM centre crop, 1 view. ``centre_flip``: and its mirror, 2. ``ten_crop``: 10 (architectures
-    #: section 4).
-    views: Literal["centre", "centre_flip", "ten_crop"] = "centre"
-    #: Ten-crop: the crop side is int(image_size * crop_range).
-    crop_range: float = 1.1
-    #: Images per shard: the unit of work, of retry and of resume.
-    rows_per_shard: int = 512
-    batch_size: int = 128
-
-    @property
-    def num_views(self) -> int:
-        return {"centre": 1, "centre_flip": 2, "ten_crop": 10}[self.views]
-
-    @property
-    def centre_view(self) -> int:
-        """The view that shows the middle of the image, not mirrored."""
-        return 4 if self.views == "ten_crop" else 0
+__all__ = ["ConfigError", "ExecutionConfig", "Recipe", "SourceConfig", "TokensConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """AdamW with linear warm-up and a constant or cosine schedule; decay acts on tensors of two or more dimensions."""
 
-    __pydantic_config__: ClassVar = _STRICT
+    __pydantic_config__: ClassVar = STRICT
     lr: float
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
@@ -108,7 +36,7 @@ class OptimConfig:
 class TokenizerConfig:
     """The tokenizer: a checkpoint (official file or bundle), or the spec and training of a small one."""
 
-    __pydantic_config__: ClassVar = _STRICT
+    __pydantic_config__: ClassVar = STRICT
     checkpoint: str = ""
     width: int = 32
     width_multipliers: tuple[int, ...] = (1, 1)
@@ -138,7 +66,7 @@ class TokenizerConfig:
 class FeaturesConfig:
     """The embedded classifier, whose features carry the distances (never to be called FID)."""
 
-    __pydantic_config__: ClassVar = _STRICT
+    __pydantic_config__: ClassVar = STRICT
     width: int = 32
     feature_dim: int = 64
     epochs: int = 30
@@ -161,7 +89,7 @@ class FeaturesConfig:
 class BaseConfig:
     """The pretrained model: a checkpoint (official file or bundle), or the spec and training of a small one."""
 
-    __pydantic_config__: ClassVar = _STRICT
+    __pydantic_config__: ClassVar = STRICT
     checkpoint: str = ""
     #: Which tensors of an official file: ``model``, or ``ema`` where the file has them.
     weights: Literal["model", "ema"] = "model"
@@ -183,7 +111,7 @@ class ReferenceConfig:
     """Log-probs of the frozen base: ``cached`` columns written once, or ``online`` from the frozen model in the
     loop."""
 
-    __pydantic_config__: ClassVar = _STRICT
+    __pydantic_config__: ClassVar = STRICT
     mode: Literal["cached", "online"] = "cached"
     #: The null column is stored for rows whose draw lies below this; every null_share up to it shares one reference.
     null_share_max: float = 0.2
@@ -193,7 +121,7 @@ class ReferenceConfig:
 class AlignConfig:
     """The alignment: objective and its weights (paper equation 12 for CCA), epochs, optimiser."""
 
-    __pydantic_config__: ClassVar = _STRICT
+    __pydantic_config__: ClassVar = STRICT
     objective: Literal["cca", "dpo", "unlearning"] = "cca"
     beta: float = 0.1
     lambda_: float = 1.5
@@ -206,16 +134,16 @@ class AlignConfig:
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=3e-5))
 
     def __post_init__(self) -> None:
-        _require(self.beta > 0, "align.beta must be positive")
-        _require(self.lambda_ >= 0, "align.lambda_ must not be negative")
-        _require(0 <= self.null_share < 1, "align.null_share must lie in [0, 1)")
+        require(self.beta > 0, "align.beta must be positive")
+        require(self.lambda_ >= 0, "align.lambda_ must not be negative")
+        require(0 <= self.null_share < 1, "align.null_share must lie in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """Which samplers are measured, on how many samples, against which real images."""
 
-    __pydantic_config__: ClassVar = _STRICT
+    __pydantic_config__: ClassVar = STRICT
     #: Samples per sampler and seed, classes in turn.
     num_samples: int = 2000
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -233,12 +161,12 @@ class EvaluateConfig:
     cost_images: int = 500
 
     def __post_init__(self) -> None:
-        _require(bool(self.seeds), "evaluate.seeds needs at least one seed")
-        _require(
+        require(bool(self.seeds), "evaluate.seeds needs at least one seed")
+        require(
             all(scale > 1 for scale in self.cfg_scales),
             "evaluate.cfg_scales are above 1: 1 means no guidance and is always measured",
         )
-        _require(bool(self.cfg_scales), "evaluate.cfg_scales needs at least one scale to compare with")
+        require(bool(self.cfg_scales), "evaluate.cfg_scales needs at least one scale to compare with")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,7 +174,7 @@ class DecideConfig:
     """The gate. Every rule compares means over the sampling seeds; the first that fails is reported with its
     distance."""
 
-    __pydantic_config__: ClassVar = _STRICT
+    __pydantic_config__: ClassVar = STRICT
     #: Distance of the aligned model, guidance-free, over that of the base, guidance-free.
     max_distance_vs_base: float = 0.7
     #: The same over the base with its best CFG scale.
@@ -266,7 +194,7 @@ class ExpectConfig:
     """What the files that the recipe names hold, so that a plan needs none of them. It computes nothing and enters no
     digest; a checkpoint that turns out to be another is refused when it is read."""
 
-    __pydantic_config__: ClassVar = _STRICT
+    __pydantic_config__: ClassVar = STRICT
     #: Official name of the released model in ``base.checkpoint``, such as GPT-L or d16; empty: anything.
     model: str = ""
     #: Official name of the released tokenizer in ``tokenizer.checkpoint``: VQ-16, VQ-8 or vae_ch160v4096z32.
@@ -275,17 +203,20 @@ class ExpectConfig:
     images: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.images >= 0, "expect.images must not be negative: 0 is an unknown number")
+        require(self.images >= 0, "expect.images must not be negative: 0 is an unknown number")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutionConfig:
     """How stages are run. Changing any of it changes no result beyond rounding, and retrains nothing."""
 
-    __pydantic_config__: ClassVar = _STRICT
+    __pydantic_config__: ClassVar = STRICT
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    #: Ray Data actors of tokens, reference and evaluation.
+    #: Ray Data actors that run a network: the encoder in tokens, the models in reference and evaluation. With GPUs, as
+    #: many as there are.
     num_actors: int = 2
+    #: Ray Data actors that read and decode images, one CPU each.
+    num_readers: int = 2
     #: Ray Train workers of base and alignment.
     num_workers: int = 2
     #: Rows per forward pass on one worker.
@@ -298,18 +229,18 @@ class ExecutionConfig:
     max_retries: int = 2
 
     def __post_init__(self) -> None:
-        _require(
-            self.num_actors > 0 and self.num_workers > 0,
-            "execution.num_actors and num_workers must be positive",
+        require(
+            min(self.num_actors, self.num_readers, self.num_workers) > 0,
+            "execution.num_actors, num_readers and num_workers must be positive",
         )
-        _require(self.micro_batch_size > 0, "execution.micro_batch_size must be positive")
+        require(self.micro_batch_size > 0, "execution.micro_batch_size must be positive")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One run, from images to a served champion."""
 
-    __pydantic_config__: ClassVar = _STRICT
+    __pydantic_config__: ClassVar = STRICT
     name: str = "digits"
     #: Model family of the tokenizer and the model: ``llamagen`` or ``var``.
     family: str = "llamagen"
@@ -327,12 +258,12 @@ class Recipe:
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.tokens.image_size % self.tokenizer.downsample == 0 or bool(self.tokenizer.checkpoint),
             f"tokens.image_size={self.tokens.image_size} is no multiple of the tokenizer's "
             f"{self.tokenizer.downsample} pixels per token",
         )
-        _require(
+        require(
             self.source.kind != "codes" or bool(self.tokenizer.checkpoint),
             "source.kind=codes has no images to train a tokenizer on: set tokenizer.checkpoint to the one that made "
             "the codes",
@@ -341,12 +272,12 @@ class Recipe:
             (self.expect.model, "expect.model", self.base.checkpoint),
             (self.expect.tokenizer, "expect.tokenizer", self.tokenizer.checkpoint),
         ):
-            _require(
+            require(
                 not name or bool(checkpoint),
                 f"{key}={name} names a released file, but the recipe trains its own: name the checkpoint too, or "
                 f"remove {key}",
             )
-        _require(
+        require(
             self.align.null_share <= self.reference.null_share_max,
             f"align.null_share={self.align.null_share} exceeds "
             f"reference.null_share_max={self.reference.null_share_max}, "

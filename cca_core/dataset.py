@@ -32,6 +32,17 @@ def class_names(tokens: StageDirectory) -> tuple[str, ...]:
     return tuple(table.column("name").to_pylist())
 
 
+#: Files of a source/ directory: the listing, and the class names by label.
+LISTING_NAME, CLASSES_NAME = "listing.arrow", "classes.arrow"
+
+
+def read_source(directory: StageDirectory) -> tuple[pa.Table, tuple[str, ...]]:
+    """The listing (schema ``LISTING``) and the class names of a source as they were when the run was planned."""
+    valid_manifest(directory)
+    names = directory.read_table(CLASSES_NAME).column("name").to_pylist()
+    return directory.read_table(LISTING_NAME), tuple(names)
+
+
 class TokenDataset:
     """A token data set: N images with V views each. Columns per image are in memory, the tokens stay on disk.
 

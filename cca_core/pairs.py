@@ -31,6 +31,7 @@ class Purpose(IntEnum):
     LABEL_DROPOUT = 4
     ORDER = 5
     SAMPLE = 6
+    CROP = 7
 
 
 def philox(counter: Sequence[NDArray[U32] | int], key: int) -> tuple[NDArray[U32], ...]:
@@ -71,6 +72,13 @@ def views(hashes_N: NDArray[U64], num_views: int, *, seed: int, epoch: int) -> N
     """The view of each image in this epoch."""
     draw = uniform(hashes_N, seed=seed, epoch=epoch, purpose=Purpose.VIEW)
     return (draw * num_views).astype(np.int64)
+
+
+def crop_places(image_id: str, view: int) -> tuple[float, float]:
+    """Where a free crop lies in its margin, from 0 (left, top) to 1 (right, bottom)."""
+    hashes = id_hashes([image_id])
+    left, top = (uniform(hashes, seed=side, epoch=view, purpose=Purpose.CROP)[0] for side in (0, 1))
+    return float(left), float(top)
 
 
 def negatives(hashes_N: NDArray[U64], labels_M: NDArray[np.integer], *, seed: int, epoch: int) -> NDArray[np.int64]:

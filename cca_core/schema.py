@@ -17,6 +17,19 @@ QUARANTINE = pa.schema(
     ]
 )
 
+#: What came in: one row per image of tokens/, in their order, as the file had it before any crop.
+IMAGES = pa.schema(
+    [
+        pa.field("format", pa.string(), nullable=False),
+        pa.field("mode", pa.string(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+    ]
+)
+
+#: What the decoding pool says of each row of a part of the listing.
+FOUND = pa.schema([*QUARANTINE, pa.field("label", pa.int32(), nullable=False), *IMAGES])
+
 #: One row per image, in the order of the images; nulls for held-out rows, which alignment never reads.
 REFERENCE = pa.schema(
     [

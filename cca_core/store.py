@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,8 @@ def shard_name(start: int, stop: int) -> str:
 def table_bytes(table: pa.Table) -> bytes:
     """An uncompressed Arrow IPC file of fixed record batches: equal rows give equal bytes."""
     sink = io.BytesIO()
+    # Taken, since a slice of a larger table would be written with traces of where it lay.
+    table = table.take(pa.array(range(table.num_rows), pa.int64()))
     with ipc.new_file(sink, table.schema) as writer:
         for batch in table.combine_chunks().to_batches(max_chunksize=RECORD_BATCH_ROWS):
             writer.write_batch(batch)
@@ -85,8 +88,9 @@ class Store:
     def create_exclusive(self, path: str, data: bytes) -> bool:
         """Create a file only if there is none (a link, or a conditional PUT); False where one exists.
 
-        It appears whole: who sees the file can read it. Give each caller data of its own: some S3 servers look first
-        and write then, so that of creates in the same instant several succeed, and only the last one stands.
+        It appears whole: who sees the file can read it. Give each call data of its own, for what stands in the file
+        tells whose it is: some S3 servers look first and write then, so that of creates in the same instant several
+        succeed and the last one stands; and a create whose answer was lost is tried again and refused by itself.
         """
         if isinstance(self.fs, LocalFileSystem):
             return self._link_exclusive(path, data)
@@ -97,7 +101,6 @@ class Store:
             self.fs.invalidate_cache()
             if not self.fs.exists(path):
                 raise
-            return False
         return self.fs.cat_file(path) == data
 
     def _link_exclusive(self, path: str, data: bytes) -> bool:
@@ -169,9 +172,22 @@ class StageDirectory:
         if not cached.exists():
             cached.parent.mkdir(parents=True, exist_ok=True)
             aside = cached.with_name(f".{cached.name}-{uuid.uuid4().hex}")
-            self.store.fs.get_file(f"{self.path}/{name}", str(aside))
-            os.replace(aside, cached)
+            try:
+                self.store.fs.get_file(f"{self.path}/{name}", str(aside))
+                os.replace(aside, cached)
+            finally:
+                aside.unlink(missing_ok=True)
         return str(cached)
+
+    def remove(self) -> None:
+        """Delete the directory, and this machine's copies of its files. The manifest goes first: what an interruption
+        leaves is unfinished work to everyone."""
+        fs = self.store.fs
+        for path in (f"{self.path}/{MANIFEST_NAME}", self.path):
+            if fs.exists(path):
+                fs.rm(path, recursive=True)
+        if not isinstance(fs, LocalFileSystem):
+            shutil.rmtree(self._cached(""), ignore_errors=True)
 
     def _cached(self, name: str) -> Path:
         root = hashlib.sha256(self.store.uri.encode()).hexdigest()[:16]

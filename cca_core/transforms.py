@@ -1,6 +1,7 @@
 """Reads encoded image bytes; makes RGB images, their deterministic crops and [-1, 1] arrays. Writes nothing.
 
-The crops are those of the official extraction (ADM centre crop, flip, ten-crop), so that equal bytes give equal pixels.
+The crops are those of the official extractions (ADM centre crop, flip, ten-crop; VAR's resize and crop), so that equal
+bytes give equal pixels.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ import io
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from cca_core import pairs
+from cca_core.config import TokensConfig
 
 #: Larger images are refused, before they are decoded and after they are resized: 8192 x 8192.
 MAX_PIXELS = 1 << 26
@@ -20,10 +24,15 @@ WHITE = (255, 255, 255, 255)
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """The image as RGB, upright, transparency over white, the first frame of an animation.
+    """The image as RGB, upright, transparency over white.
 
-    Raises ValueError, with a short reason, for whatever is not one whole image.
+    Raises ValueError, with a short reason, for whatever is not one whole still image with known colours.
     """
+    return to_rgb(open_image(data))
+
+
+def open_image(data: bytes) -> Image.Image:
+    """The image as the file has it, its pixels not decoded yet; raises as ``decode_image``."""
     if not data:
         raise ValueError("the file is empty")
     try:
@@ -37,6 +46,20 @@ def decode_image(data: bytes) -> Image.Image:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ValueError(f"image too large: {width} x {height} exceeds {MAX_PIXELS} pixels")
+    if image.mode == "CMYK":
+        raise ValueError("CMYK, whose colours depend on a profile: convert it to RGB")
+    try:
+        # A camera's MPO is a still JPEG with a preview beside it.
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    except Exception as error:
+        raise ValueError(f"unreadable image header: {error}") from error
+    if frames > 1:
+        raise ValueError(f"animated, or of several pages ({frames} frames): keep one")
+    return image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An opened image as RGB, upright, transparency over white; raises as ``decode_image``."""
     try:
         return _to_rgb(ImageOps.exif_transpose(image))
     except MemoryError:
@@ -79,33 +102,42 @@ def adm_centre_crop(image: Image.Image, size: int) -> Image.Image:
     return _square(image, (width - size) // 2, (height - size) // 2, size)
 
 
-def view_crops(image: Image.Image, *, image_size: int, views: str, crop_range: float) -> list[Image.Image]:
+def resize_shorter(image: Image.Image, side: int) -> Image.Image:
+    """The image with its shorter side at ``side`` pixels, as VAR resizes (Lanczos).
+
+    Raises ValueError for an image so narrow that the resized strip would exceed ``MAX_PIXELS``.
+    """
+    short, long = sorted(image.size)
+    other = int(side * long / short)
+    if side * other > MAX_PIXELS:
+        raise ValueError(f"image too narrow: {image.width} x {image.height} at {side} pixels")
+    size = (side, other) if image.width <= image.height else (other, side)
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def view_crops(image: Image.Image, config: TokensConfig, image_id: str = "") -> list[Image.Image]:
     """All views of an RGB image by view index, for the work of one resize.
 
-    Args:
-        views: ``centre`` (1 view), ``centre_flip`` (the crop and its mirror, 2), ``ten_crop`` (the four corners and the
-            centre of a crop of side int(image_size * crop_range), then the same five of its mirror, 10).
+    ``centre``: 1. ``centre_flip``: the crop and its mirror. ``ten_crop``: the four corners and the centre of a crop of
+    side int(image_size * crop_range), then the same five of its mirror. ``resize_crop``: of the image with its shorter
+    side at round(image_size * crop_range), the centre, then crops at places drawn from the id and the view.
     """
-    if views == "centre":
-        return [adm_centre_crop(image, image_size)]
-    if views == "centre_flip":
-        crop = adm_centre_crop(image, image_size)
+    size = config.image_size
+    if config.views == "centre":
+        return [adm_centre_crop(image, size)]
+    if config.views == "centre_flip":
+        crop = adm_centre_crop(image, size)
         return [crop, ImageOps.mirror(crop)]
-    if views == "ten_crop":
-        side = int(image_size * crop_range)
-        if side < image_size:
-            raise ValueError(f"crop_range={crop_range} is below 1: a ten-crop needs a margin")
-        crop = adm_centre_crop(image, side)
-        return _five_crops(crop, image_size) + _five_crops(ImageOps.mirror(crop), image_size)
-    raise ValueError(f"unknown views {views!r}; there are centre, centre_flip and ten_crop")
-
-
-def view_crop(image: Image.Image, *, image_size: int, views: str, view: int, crop_range: float) -> Image.Image:
-    """One view of an RGB image; where several are wanted, ``view_crops`` resizes once."""
-    crops = view_crops(image, image_size=image_size, views=views, crop_range=crop_range)
-    if not 0 <= view < len(crops):
-        raise ValueError(f"views={views} has no view {view}, only 0 to {len(crops) - 1}")
-    return crops[view]
+    if config.views == "ten_crop":
+        crop = adm_centre_crop(image, int(size * config.crop_range))
+        return _five_crops(crop, size) + _five_crops(ImageOps.mirror(crop), size)
+    resized = resize_shorter(image, round(size * config.crop_range))
+    margins = resized.width - size, resized.height - size
+    places = [tuple(round(margin / 2) for margin in margins)]
+    for view in range(1, config.num_views):
+        drawn = pairs.crop_places(image_id, view)
+        places.append(tuple(int(place * (margin + 1)) for place, margin in zip(drawn, margins, strict=True)))
+    return [_square(resized, left, top, size) for left, top in places]
 
 
 def _five_crops(image: Image.Image, size: int) -> list[Image.Image]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
+import signal
 import sys
 import time
 import warnings
@@ -16,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cca_core.config import ConfigError
+from pipelines import data_cli
 from pipelines.settings import Settings, quiet_libraries
 
 quiet_libraries()
@@ -25,7 +28,13 @@ app = typer.Typer(
     add_completion=False,
     help="Guidance-free image generation: align an autoregressive model with CCA, measure, register, serve.",
 )
+app.add_typer(data_cli.app, name="data")
 console = Console(stderr=False)
+
+
+class StoppedError(Exception):
+    """A run that was stopped from outside, and the command that continues it."""
+
 
 RecipeArgument = Annotated[
     str, typer.Argument(help="A YAML file, or a built-in recipe such as digits or cifar10_small.")
@@ -70,7 +79,11 @@ def run(
     plan = make_plan(load_recipe(recipe, set_), settings)
     console.print(f"{plan.recipe.name}: storage {plan.store.uri}", highlight=False, soft_wrap=True)
     workflow = Workflow(plan, settings, Progress(console))
-    outcome = workflow.run(first=from_, only=only)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's way of Ctrl-C
+    try:
+        outcome = workflow.run(first=from_, only=only)
+    except KeyboardInterrupt:
+        raise StoppedError(f"cca {shlex.join(sys.argv[1:])}") from None
     console.print()
     if outcome is None:
         console.print(f"{only} is finished. Go on with: cca run {recipe}")
@@ -298,15 +311,17 @@ def main() -> None:
             raise
         Console(stderr=True).print(f"error: {error}", highlight=False, soft_wrap=True, markup=False)
         sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("\nstopped; the same command continues", highlight=False)
+    except StoppedError as stopped:
+        say = Console(stderr=True).print
+        say(f"stopped; what finished is kept. Go on with: {stopped}", highlight=False, soft_wrap=True, markup=False)
         sys.exit(130)
     except Exception as error:
         if debug:
             raise
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         Console(stderr=True).print(
-            f"error: {type(error).__name__}: {first} (what finished is kept; --debug shows the traceback)",
+            f"error: {type(error).__name__}: {first} (what finished is kept, and the same command goes on from there; "
+            "--debug shows the traceback)",
             highlight=False,
             soft_wrap=True,
             markup=False,

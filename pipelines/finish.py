@@ -30,7 +30,8 @@ from pipelines.stages.report import (
     report_markdown,
     sample_panels,
 )
-from pipelines.stages.show import lineage, table_columns
+from pipelines.stages.show import table_columns
+from pipelines.stages.show_tokens import lineage
 from pipelines.tracking import DIGEST, Registry, Tracker
 
 #: Goes up when the rules of the gate or the report compute something else from the same results.

@@ -86,6 +86,12 @@ class RunLock:
                 "another driver took over this run because this one was silent for too long: stop one of them"
             )
 
+    def refuse_if_held(self) -> None:
+        """Raise ConfigError where a living driver holds the run."""
+        newest = max(self._generations(), default=0)
+        if newest:
+            self._refuse_if_held(self._path(newest))
+
     def _refuse_if_held(self, path: str) -> None:
         held = self._read(path)
         if held is None:
@@ -131,3 +137,10 @@ class RunLock:
             return json.loads(self.store.fs.cat_file(path))
         except (FileNotFoundError, json.JSONDecodeError):
             return None
+
+
+def check_idle(store: Store) -> None:
+    """Raise ConfigError where any run of this storage is being driven now."""
+    folder = f"{store.root}/_locks"
+    for path in store.fs.ls(folder, detail=False) if store.fs.exists(folder) else []:
+        RunLock(store, path.rstrip("/").rsplit("/", 1)[1]).refuse_if_held()

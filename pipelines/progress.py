@@ -8,13 +8,17 @@ from rich.console import Console
 
 #: What the moving line shows of a training record, in this order.
 SHOWN = {
+    "images": "{:.0f} images",
+    "share_done": "{:.0%}",
     "step": "step {:.0f}",
     "loss": "loss {:.3f}",
     "squared_error": "squared error {:.4f}",
     "accuracy": "accuracy {:.2f}",
     "held_out_accuracy": "held-out accuracy {:.3f}",
     "margin": "margin {:.2f}",
-    "images_per_s": "{:.0f} images/s",
+    "images_per_s": "{:.4g} images/s",
+    "seconds_left": "{:.0f} s left",
+    "bad_images": "{:.0f} bad",
 }
 #: A log that is not a terminal gets a line this often.
 PLAIN_EVERY_S = 5.0
@@ -48,8 +52,11 @@ class Progress:
         self._moving(f"{done}/{total} units{left}")
 
     def record(self, record: dict[str, float]) -> None:
-        """A record of a training curve."""
-        self._moving(", ".join(text.format(record[name]) for name, text in SHOWN.items() if name in record))
+        """A record of a training curve, or of how far the images are."""
+        shown = {name: value for name, value in record.items() if name in SHOWN}
+        if "images" in shown:  # whose count is the step of its metrics
+            shown.pop("step", None)
+        self._moving(", ".join(text.format(shown[name]) for name, text in SHOWN.items() if name in shown))
 
     def _moving(self, text: str) -> None:
         now = time.monotonic()

@@ -7,18 +7,20 @@ import logging
 import traceback
 from typing import Any
 
+import pyarrow as pa
+from aiohttp import ClientPayloadError
 from botocore.exceptions import ConnectionError as StoreConnectionError
 from botocore.exceptions import HTTPClientError
 from ray.exceptions import RayError, RayTaskError
 
 from cca_core.config import ConfigError
-from cca_core.train.fit import NonFiniteError
+from cca_core.train.errors import NonFiniteError
 from cca_core.workers.ranges import RangeWorker
 
 #: Errors that another attempt would meet again, and that say all there is to say.
 FINAL_ERRORS = (ConfigError, NonFiniteError)
 #: What another attempt may cure: lost workers and nodes, dropped connections, storage that was away.
-INFRASTRUCTURE_ERRORS = (RayError, OSError, HTTPClientError, StoreConnectionError)
+INFRASTRUCTURE_ERRORS = (RayError, OSError, HTTPClientError, StoreConnectionError, ClientPayloadError)
 log = logging.getLogger(__name__)
 
 
@@ -26,8 +28,12 @@ class WorkerError(RuntimeError):
     """A worker's own code failed: not the infrastructure's fault, so it is not tried again."""
 
 
+#: Column of a unit that failed; whatever comes after hands it on.
+FAILURE = "failure"
+
+
 class Guarded:
-    """A worker for Ray Data that answers with a report or with what was raised, as JSON.
+    """A worker for Ray Data, over tables of one unit, that answers with a table of what it made or of what was raised.
 
     Ray Data makes one error type of whatever a worker raises, in which a wrong configuration and a dropped connection
     look alike.
@@ -40,16 +46,19 @@ class Guarded:
         except Exception as error:
             self.failure = describe(error)
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        return {"outcome": [self.failure or self._run(batch)]}
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        if FAILURE in batch.column_names:
+            return batch
+        (unit,) = batch.to_pylist()
+        made = {FAILURE: self.failure} if self.failure else self._run(unit)
+        return pa.table({name: [value] for name, value in made.items()})
 
-    def _run(self, batch: dict[str, Any]) -> str:
+    def _run(self, unit: dict[str, Any]) -> dict[str, Any]:
         assert self.worker is not None
         try:
-            columns = self.worker(batch)
+            return self.worker.run(**unit)
         except Exception as error:
-            return describe(error)
-        return json.dumps({name: values[0] for name, values in columns.items()})
+            return {FAILURE: describe(error)}
 
 
 def describe(error: Exception) -> str:
@@ -62,11 +71,11 @@ def describe(error: Exception) -> str:
     return json.dumps({"error": text, "kind": kind, "trace": "".join(traceback.format_exception(error))})
 
 
-def report_of(outcome: str) -> dict[str, Any]:
-    """The report in an outcome; raises what the worker raised."""
-    found = json.loads(outcome)
-    if "error" not in found:
-        return found
+def report_of(row: dict[str, Any]) -> dict[str, Any]:
+    """What the last worker made of a unit; raises what a worker raised."""
+    if FAILURE not in row:
+        return row
+    found = json.loads(row[FAILURE])
     kinds = {kind.__name__: kind for kind in (*FINAL_ERRORS, OSError)}
     error = kinds.get(found["kind"], WorkerError)(found["error"])
     error.add_note(found["trace"])

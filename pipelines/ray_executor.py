@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +25,11 @@ from cca_core.store import Store
 from cca_core.train.distributed import pick_device, world
 from cca_core.workers.ranges import RangeWorker
 from pipelines.ray_errors import FINAL_ERRORS, Guarded, final_cause, report_of
+
+#: What may lie between the pools of a stage: enough that none waits, however large the data set.
+IN_FLIGHT_BYTES = 1 << 30
+
+LIBRARIES = ("ray", "ray.data", "ray.train")
 
 
 class RayExecutor:
@@ -52,38 +57,51 @@ class RayExecutor:
                 runtime_env={"env_vars": _worker_environment()} if self.address else None,
                 **local,
             )
-        for name in ("ray.data", "ray.train"):
+        for name in LIBRARIES:
             logging.getLogger(name).setLevel(logging.ERROR)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False  # the run shows its own
         context.print_on_execution_start = False
+        store_bytes = ray.cluster_resources().get("object_store_memory", 0)
+        context.execution_options.resource_limits = ray.data.ExecutionResources(
+            object_store_memory=min(IN_FLIGHT_BYTES, store_bytes / 2)
+        )
 
     def stop(self) -> None:
         if ray.is_initialized():
+            for name in LIBRARIES:  # whose threads complain that the cluster they work on is gone
+                logging.getLogger(name).setLevel(logging.CRITICAL)
             ray.shutdown()
 
     def map(
-        self, worker: type[RangeWorker], arguments: dict[str, Any], units: Sequence[dict[str, Any]]
-    ) -> Iterator[dict[str, Any]]:
+        self, workers: Sequence[type[RangeWorker]], arguments: dict[str, Any], units: Sequence[dict[str, Any]]
+    ) -> Generator[dict[str, Any], None, None]:
         if not units:
             return
-        actors = min(self.execution.num_actors, len(units))
-        blocks = min(len(units), 1024)
-        data = ray.data.from_items(list(units), override_num_blocks=blocks).map_batches(
-            Guarded,
-            fn_constructor_args=(worker, {**arguments, "num_threads": self._threads(actors)}),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=actors),
-            num_cpus=1,
-            num_gpus=self._gpus(actors),
-        )
+        # One block per unit: Ray Data hands on whole blocks, and loses whole blocks.
+        data = ray.data.from_items(list(units), override_num_blocks=len(units))
+        for worker in workers:
+            actors = min(self.execution.num_actors if worker.runs_model else self.execution.num_readers, len(units))
+            gpus = self._gpus(actors) if worker.runs_model else 0
+            data = data.map_batches(
+                Guarded,
+                fn_constructor_args=(worker, {**arguments, "num_threads": self._threads(actors)}),
+                batch_size=1,
+                batch_format="pyarrow",
+                compute=ray.data.ActorPoolStrategy(size=actors),
+                num_cpus=1,
+                num_gpus=gpus,
+            )
+        rows = iter(data.iter_rows())
         try:
-            for done, row in enumerate(data.iter_rows(), start=1):
-                report = report_of(row["outcome"])
-                self.on_progress(done, len(units))
-                yield report
+            for row in rows:
+                yield report_of(row)
         except RayError as error:
             raise final_cause(error) from error
+        finally:
+            # Ray Data ends its work when nobody holds the data any more: that has to be while Ray is up.
+            rows.close()
+            del rows, data
 
     def train(self, job: Callable[..., None], arguments: dict[str, Any]) -> None:
         workers = self.execution.num_workers

@@ -61,6 +61,8 @@ def quiet_libraries() -> None:
         ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"),
         ("MLFLOW_HTTP_REQUEST_TIMEOUT", "20"),
         ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"),
+        # A stage's thread that outlives its cluster must not start another.
+        ("RAY_ENABLE_AUTO_CONNECT", "0"),
         ("MLFLOW_LOGGING_LEVEL", "ERROR"),
         ("GIT_PYTHON_REFRESH", "quiet"),
     ):

@@ -105,6 +105,17 @@ class Tracker:
         found = self.client.search_runs([self.experiment_id], query, max_results=1)
         return found[0] if found else None
 
+    def versions_of(self, digests: set[str]) -> list[tuple[str, str, str]]:
+        """Name, version and aliases of the registered versions whose models have one of these digests."""
+        found = []
+        for version in self.client.search_model_versions():
+            digest = version.tags.get(DIGEST, "").partition(":")[0]
+            if digest in digests:
+                model = self.client.get_registered_model(version.name)
+                aliases = [alias for alias, number in model.aliases.items() if str(number) == str(version.version)]
+                found.append((str(version.name), str(version.version), ", ".join(sorted(aliases))))
+        return sorted(found, key=lambda entry: (entry[0], int(entry[1])))
+
     @_again
     def start(self, name: str, tags: dict[str, str], parent_id: str | None = None) -> str:
         """Create a run and return its id; it stays open until ``end``."""

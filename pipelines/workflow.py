@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import hashlib
 import json
+import threading
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +77,7 @@ def make_plan(recipe: Recipe, settings: Settings) -> Plan:
     """List the source, compute every digest and look at what is there."""
     store = Store(settings.storage)
     store.check_writable()
-    inputs = input_digests(recipe)
+    inputs = input_digests(recipe, store)
     digests = plan(recipe, inputs)
     check_checkpoints(recipe, store.directory("base", digests["base"]))
     stages = []
@@ -149,6 +150,8 @@ class Workflow:
                 self.tracker.end(parent_id, "FINISHED")
                 return outcome
             except BaseException as error:
+                if isinstance(error, KeyboardInterrupt):
+                    self.progress.line("stopping ...")
                 self.tracker.tag(parent_id, STATE, f"failed: {str(error)[:400] or type(error).__name__}")
                 self.tracker.end(parent_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
                 raise
@@ -243,8 +246,16 @@ class Workflow:
         if self.context.directory(name).manifest() is None:
             # In this thread: Ray's processes die with the thread that started them, not only with the process.
             self.executor.start()
-        pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix=name)
-        future = pool.submit(run_stage, name, self.context)
+        future: concurrent.futures.Future[Manifest] = concurrent.futures.Future()
+
+        def work() -> None:
+            try:
+                future.set_result(run_stage(name, self.context))
+            except BaseException as error:
+                future.set_exception(error)
+
+        # A daemon: a stage that was stopped, or is past its time, keeps no process alive.
+        threading.Thread(target=work, name=name, daemon=True).start()
         try:
             return future.result(timeout_s)
         except concurrent.futures.TimeoutError:
@@ -256,8 +267,6 @@ class Workflow:
                 f"more workers; "
                 "what it finished is kept"
             ) from None
-        finally:
-            pool.shutdown(wait=False)
 
     def _on_log(self, record: dict[str, float]) -> None:
         step = int(record.get("step", 0))

@@ -6,7 +6,6 @@ from importlib import import_module
 
 from cca_core.config import SourceConfig
 from cca_core.sources.base import LISTING, RawImage, Source, listing_digest
-from cca_core.sources.limited import LimitedSource
 
 __all__ = ["LISTING", "RawImage", "Source", "listing_digest", "open_source"]
 
@@ -14,12 +13,13 @@ SOURCES = {
     "codes": ("cca_core.sources.codes", "CodesSource"),
     "digits": ("cca_core.sources.digits", "DigitsSource"),
     "folder": ("cca_core.sources.folder", "FolderSource"),
+    "list": ("cca_core.sources.list_file", "ListSource"),
     "parquet": ("cca_core.sources.parquet", "ParquetSource"),
+    "tar": ("cca_core.sources.tar", "TarSource"),
 }
 
 
 def open_source(config: SourceConfig) -> Source:
     """The source of that kind; nothing is read before it is listed."""
     module, name = SOURCES[config.kind]
-    source = getattr(import_module(module), name)(config)
-    return LimitedSource(source, config.limit) if config.limit else source
+    return getattr(import_module(module), name)(config)

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-#: The listing, sorted by image_id. ``location`` is the source's own way back to the bytes; ``stamp`` is size, etag or
-#: mtime, so that data changed in place is seen; ``error`` is what is already known to be wrong with the row.
-LISTING = pa.schema(
-    [
-        pa.field("image_id", pa.string(), nullable=False),
-        pa.field("uri", pa.string(), nullable=False),
-        pa.field("location", pa.string(), nullable=False),
-        pa.field("label", pa.int32(), nullable=False),
-        pa.field("stamp", pa.string(), nullable=False),
-    ]
-)
+from cca_core.config import SourceConfig
+from cca_core.sources.listing import LISTING, FoundRows, make_listing
 
-#: A label beyond this is taken for something else (a time stamp, an identifier).
-MAX_CLASSES = 1 << 20
+__all__ = ["LISTING", "FoundRows", "RawImage", "Source", "listing_digest"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +21,7 @@ class RawImage:
     """One image as found: encoded bytes (PNG, JPEG, ..., or recorded codes as .npy), not yet decoded. ``data`` may be
     unreadable.
 
-    ``error`` is set, and ``data`` empty, where the bytes themselves could not be read.
+    ``error`` is set, and ``data`` empty, where the bytes could not be read or the listing says that the row is bad.
     """
 
     id: str
@@ -40,19 +31,39 @@ class RawImage:
     error: str = ""
 
 
-class Source(Protocol):
+class Source(ABC):
     """An input format. Construction touches nothing; ``list`` and ``read`` do the work."""
 
-    def list(self) -> tuple[pa.Table, tuple[str, ...]]:
-        """The listing (schema ``LISTING``, sorted by image_id, ids unique) and the class names by label.
+    def __init__(self, config: SourceConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def find(self) -> FoundRows:
+        """All rows as the data has them.
 
         Raises ConfigError, with the remedy, where there is nothing to read.
         """
-        ...
+
+    @abstractmethod
+    def read_rows(self, listing: pa.Table) -> Iterator[RawImage]:
+        """The images of rows without error, in order, each exactly once; never raises for a single image."""
+
+    def list(self) -> tuple[pa.Table, tuple[str, ...]]:
+        """The listing (schema ``LISTING``, sorted by image_id) and the class names by label.
+
+        Ids are unique among the rows without error. Raises ConfigError, with the remedy, where there is nothing to
+        read.
+        """
+        return make_listing(self.config, self.find())
 
     def read(self, listing: pa.Table) -> Iterator[RawImage]:
         """The images of (a slice of) the listing, in its order, each exactly once; never raises for a single image."""
-        ...
+        images = self.read_rows(listing.filter(pc.equal(listing.column("error"), "")))
+        for row in listing.to_pylist():
+            if row["error"]:
+                yield RawImage(row["image_id"], row["uri"], b"", row["label"], row["error"])
+            else:
+                yield next(images)
 
 
 def listing_digest(listing: pa.Table, class_names: tuple[str, ...]) -> str:

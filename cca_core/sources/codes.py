@@ -18,9 +18,10 @@ import pyarrow as pa
 from fsspec import AbstractFileSystem
 from numpy.typing import NDArray
 
-from cca_core.config import ConfigError, SourceConfig
-from cca_core.sources.base import LISTING, MAX_CLASSES, RawImage
-from cca_core.sources.files import find_files, open_folder, read_files
+from cca_core.config import ConfigError
+from cca_core.sources.base import FoundRows, RawImage, Source
+from cca_core.sources.files import FoundFile, find_files, no_file, open_folder, read_files
+from cca_core.sources.listing import MAX_CLASSES
 
 EXTENSION = ".npy"
 CODES, LABELS = "_codes", "_labels"
@@ -29,45 +30,41 @@ CODES, LABELS = "_codes", "_labels"
 FETCH_LABELS = 1024
 
 
-class CodesSource:
+class CodesSource(Source):
     """The id of an image is the name of its files without extension, which the extraction counts from 0."""
 
-    def __init__(self, config: SourceConfig) -> None:
-        self._config = config
-
-    def list(self) -> tuple[pa.Table, tuple[str, ...]]:
-        """As every source. An image with only one of its two files is listed, and then cannot be read."""
+    def find(self) -> FoundRows:
+        """As every source. An image with only one of its two files is listed, and cannot be read."""
         fs, codes, labels = self._folders()
-        stamps, labelled = (_stamps(fs, folder) for folder in (codes, labels))
-        if not stamps:
-            raise ConfigError(f"no {EXTENSION} file found in {codes}: correct source.uri, or source.kind")
-        ids = sorted(stamps.keys() | labelled.keys())
-        found = _read_labels(fs, [f"{labels}/{image_id}{EXTENSION}" for image_id in ids])
-        indices = np.array([-1 if isinstance(label, str) else label for label in found], np.int32)
+        files, labelled = (self._files(fs, folder) for folder in (codes, labels))
+        if not files:
+            raise no_file(self.config, f"{EXTENSION} file", "correct source.uri, or source.kind")
+        ids = sorted(files.keys() | labelled.keys())
+        found = list(_read_labels(fs, [f"{labels}/{image_id}{EXTENSION}" for image_id in ids]))
         root = fs.unstrip_protocol(codes)
         columns = {
             "image_id": ids,
             "uri": [f"{root}/{image_id}{EXTENSION}" for image_id in ids],
             "location": [f"{image_id}{EXTENSION}" for image_id in ids],
-            "label": indices,
-            "stamp": [stamps.get(image_id, "") for image_id in ids],
+            "label": pa.array([None if isinstance(label, str) else label for label in found], pa.int64()),
+            "stamp": [files[image_id].stamp if image_id in files else "" for image_id in ids],
+            "error": [f"no label: {label}" if isinstance(label, str) else "" for label in found],
         }
-        return pa.table(columns, schema=LISTING), self._class_names(indices, labels)
+        return FoundRows(pa.table(columns), f"the labels in {labels}")
 
-    def read(self, listing: pa.Table) -> Iterator[RawImage]:
+    def read_rows(self, listing: pa.Table) -> Iterator[RawImage]:
         """The bytes of the .npy files of codes; ``read_integers`` decodes them."""
-        fs, codes, labels = self._folders()
-        for image in read_files(fs, codes, listing):
-            if image.label < 0 and not image.error:
-                (label,) = _read_labels(fs, [f"{labels}/{image.id}{EXTENSION}"])
-                reason = label if isinstance(label, str) else "it was written after the listing"
-                yield replace(image, data=b"", error=f"no label: {reason}")
-            else:
-                yield image
+        fs, codes, _ = self._folders()
+        yield from read_files(fs, codes, listing)
+
+    def _files(self, fs: AbstractFileSystem, folder: str) -> dict[str, FoundFile]:
+        """Image id -> file in a folder."""
+        found = find_files(replace(self.config, uri=fs.unstrip_protocol(folder)), (EXTENSION,))
+        return {file.relative.removesuffix(EXTENSION): file for file in found if file.relative.endswith(EXTENSION)}
 
     def _folders(self) -> tuple[AbstractFileSystem, str, str]:
         """The file system, the folder of codes and that of labels; ConfigError unless there is exactly one pair."""
-        uri = self._config.uri
+        uri = self.config.uri
         fs, folder = open_folder(uri)
         itself = [folder] if folder.endswith(CODES) else []
         if itself and fs.isdir(_labels_of(folder)):
@@ -86,20 +83,6 @@ class CodesSource:
             names = ", ".join(posixpath.basename(codes) for codes in whole)
             raise ConfigError(f"{uri} holds several data sets ({names}): set source.uri to one of these folders")
         return fs, whole[0], _labels_of(whole[0])
-
-    def _class_names(self, indices: NDArray[np.int32], folder: str) -> tuple[str, ...]:
-        names, top = self._config.class_names, int(indices.max(initial=-1))
-        if names and top >= len(names):
-            raise ConfigError(
-                f"the labels in {folder} reach {top}, but source.class_names has only {len(names)} names "
-                f"(0 to {len(names) - 1}): name every class"
-            )
-        present = len(np.unique(indices[indices >= 0]))
-        if present < 2:
-            raise ConfigError(
-                f"the labels in {folder} hold {present} class(es), and CCA needs at least two: add images of another"
-            )
-        return names or tuple(str(index) for index in range(top + 1))
 
 
 def read_integers(data: bytes) -> NDArray[np.integer]:
@@ -131,12 +114,6 @@ def _folders_of_codes(fs: AbstractFileSystem, folder: str) -> list[str]:
     except PermissionError as error:
         raise ConfigError(f"{folder} may not be read ({error}): grant access to it") from error
     return [path for path in inside if path.endswith(CODES) and fs.isdir(path)]
-
-
-def _stamps(fs: AbstractFileSystem, folder: str) -> dict[str, str]:
-    """Image id -> stamp of the files in a folder."""
-    files = find_files(fs.unstrip_protocol(folder), (EXTENSION,))
-    return {file.relative.removesuffix(EXTENSION): file.stamp for file in files if file.relative.endswith(EXTENSION)}
 
 
 def _read_labels(fs: AbstractFileSystem, paths: Sequence[str]) -> Iterator[int | str]:

@@ -11,29 +11,26 @@ import pyarrow as pa
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from cca_core.config import SourceConfig
-from cca_core.sources.base import LISTING, RawImage
+from cca_core.sources.base import FoundRows, RawImage, Source
 
 
-class DigitsSource:
-    """The embedded default; it has no settings."""
+class DigitsSource(Source):
+    """The embedded default."""
 
-    def __init__(self, config: SourceConfig) -> None:
-        del config
-
-    def list(self) -> tuple[pa.Table, tuple[str, ...]]:
+    def find(self) -> FoundRows:
         pixels_NHW, labels = _load()
         rows = range(len(labels))
         columns = {
             "image_id": [f"digit-{row:04d}" for row in rows],
             "uri": [f"sklearn:load_digits/{row}" for row in rows],
             "location": [str(row) for row in rows],
-            "label": labels,
+            "label": labels.astype(np.int64),
             "stamp": [hashlib.sha256(pixels_NHW[row].tobytes()).hexdigest()[:16] for row in rows],
+            "error": [""] * len(labels),
         }
-        return pa.table(columns, schema=LISTING), tuple(str(digit) for digit in range(10))
+        return FoundRows(pa.table(columns), "the digits", tuple(str(digit) for digit in range(10)))
 
-    def read(self, listing: pa.Table) -> Iterator[RawImage]:
+    def read_rows(self, listing: pa.Table) -> Iterator[RawImage]:
         pixels_NHW, _ = _load()
         for row in listing.to_pylist():
             png = io.BytesIO()

@@ -19,7 +19,7 @@ from cca_core.metrics.cost import measure_cost
 from cca_core.metrics.features import measure
 from cca_core.models import load_model, load_tokenizer, to_uint8
 from cca_core.stages.features import columns, real_features
-from cca_core.stages.run import Context
+from cca_core.stages.run import Context, counted
 from cca_core.store import StageDirectory
 from cca_core.train.distributed import pick_device
 from cca_core.workers.images import RECONSTRUCTIONS, grid_png, load_images
@@ -45,8 +45,16 @@ def run(stage: str, context: Context) -> Manifest:
     ]
     left = [unit for unit in units if not directory.readable(shard_file(**unit))]
     features = context.directory("features")
-    arguments = {"directory": directory, "recipe": recipe, "samplers": samplers, "features": features}
-    for _ in context.executor.map(SampleShard, arguments, left):
+    counts = valid_manifest(context.directory("tokens")).facts["images_per_class"]
+    classes = [index for index, count in enumerate(counts) if count]
+    arguments = {
+        "directory": directory,
+        "recipe": recipe,
+        "samplers": samplers,
+        "features": features,
+        "classes": classes,
+    }
+    for _ in counted(context.executor, context.executor.map([SampleShard], arguments, left), len(left)):
         pass
     timed = samplers if stage == "baseline" else samplers + _compared(context)
     costs = context.executor.call(time_samplers, {"recipe": recipe, "samplers": timed})
@@ -70,7 +78,12 @@ def run(stage: str, context: Context) -> Manifest:
     directory.write_json(RESULTS, results)
     pictures: list[str] = []
     if stage == "baseline":
-        arguments = {"directory": directory, "recipe": recipe, "base_uri": context.directory("base").uri}
+        arguments = {
+            "directory": directory,
+            "recipe": recipe,
+            "source": context.source(),
+            "base_uri": context.directory("base").uri,
+        }
         pictures = context.executor.call(picture_real, arguments)
     names = [RESULTS, *pictures, *(grid_file(i) for i in range(len(samplers))), *(shard_file(**unit) for unit in units)]
     facts = {"best_cfg": best_cfg(rows)["label"]} if stage == "baseline" else {}
@@ -102,13 +115,15 @@ def _compared(context: Context) -> list[Sampler]:
     return [s for s in baseline_samplers(context) if s.label in ("base", best["label"])]
 
 
-def picture_real(*, on_log: Callable[..., None], directory: StageDirectory, recipe: Recipe, base_uri: str) -> list[str]:
+def picture_real(
+    *, on_log: Callable[..., None], directory: StageDirectory, recipe: Recipe, source: StageDirectory, base_uri: str
+) -> list[str]:
     """Write held-out images and their reconstructions as grids, one column per class; return the file names.
 
     Where the source has codes, the images are reconstructions already, and the others those of reconstructions.
     """
     del on_log
-    images = load_images(recipe, base_uri)
+    images = load_images(recipe, source, base_uri)
     tokenizer = load_tokenizer(base_uri)
     per_class = [np.flatnonzero(images.held_out & (images.labels == k)) for k in range(len(images.class_names))]
     rows = [[c[i] for c in per_class if i < len(c)] for i in range(GRID_ROWS)]
@@ -142,13 +157,14 @@ def result_row(sampler: Sampler, per_seed: list[dict[str, Any]], cost: dict[str,
     """One row of the table: means and standard deviations over sampling seeds, cost, and the values of each seed."""
     names = [name for name, value in per_seed[0].items() if isinstance(value, float)]
     values = {name: [seed[name] for seed in per_seed] for name in names}
-    worst = np.mean([seed["class_consistency_per_class"] for seed in per_seed], axis=0)
+    # None for a class without samples, which is without for every seed.
+    by_class = zip(*(seed["class_consistency_per_class"] for seed in per_seed), strict=True)
     return {
         "label": sampler.label,
         "sampling": asdict(sampler.sampling),
         "mean": {name: statistics.fmean(v) for name, v in values.items()},
         "sd": {name: statistics.stdev(v) if len(v) > 1 else 0.0 for name, v in values.items()},
-        "class_consistency_per_class": worst.tolist(),
+        "class_consistency_per_class": [None if None in v else float(np.mean(v)) for v in by_class],
         "cost": cost,
         "per_seed": per_seed,
     }

@@ -28,7 +28,12 @@ TRAIN, HELD_OUT = "real-train.arrow", "real-held_out.arrow"
 
 def run(stage: str, context: Context) -> Manifest:
     directory, tokenizer_uri = context.directory(stage), context.directory("tokenizer").uri
-    arguments = {"directory": directory, "recipe": context.recipe, "tokenizer_uri": tokenizer_uri}
+    arguments = {
+        "directory": directory,
+        "recipe": context.recipe,
+        "source": context.source(),
+        "tokenizer_uri": tokenizer_uri,
+    }
     facts = context.executor.call(train, arguments)
     if context.recipe.source.kind == "codes":
         facts["real_images"] = RECONSTRUCTIONS
@@ -37,10 +42,15 @@ def run(stage: str, context: Context) -> Manifest:
 
 
 def train(
-    *, on_log: Callable[..., None], directory: StageDirectory, recipe: Recipe, tokenizer_uri: str
+    *,
+    on_log: Callable[..., None],
+    directory: StageDirectory,
+    recipe: Recipe,
+    source: StageDirectory,
+    tokenizer_uri: str,
 ) -> dict[str, Any]:
     """Train the embedded classifier; write it and the features of all real images."""
-    images = load_images(recipe, tokenizer_uri)
+    images = load_images(recipe, source, tokenizer_uri)
     pixels = torch.from_numpy(images.pixels).float() / 127.5 - 1
     classifier, facts = train_classifier(
         pixels,

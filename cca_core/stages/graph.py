@@ -71,10 +71,10 @@ STAGES: tuple[StageSpec, ...] = (
     ),
     StageSpec(
         "tokens",
-        1,
+        2,
         ("source", "tokenizer"),
         lambda r: {"tokens": as_dict(r.tokens), "held_out_fraction": r.source.held_out_fraction},
-        "tokens/, conditions/ and quarantine/ as Arrow shards",
+        "tokens/, images/, conditions/ and quarantine/ as Arrow shards",
     ),
     StageSpec(
         "features",
@@ -126,12 +126,16 @@ STAGES: tuple[StageSpec, ...] = (
 
 
 def active(recipe: Recipe) -> tuple[StageSpec, ...]:
-    """The stages of this recipe: no reference columns where the frozen model runs in the loop, and features of
-    reconstructions, which depend on the tokenizer, where the source has codes and no images."""
-    stages = tuple(s for s in STAGES if s.name != "reference" or recipe.reference.mode == "cached")
-    if recipe.source.kind != "codes":
-        return stages
-    return tuple(replace(s, upstream=(*s.upstream, "tokenizer")) if s.name == "features" else s for s in stages)
+    """The stages of this recipe, each with what it really depends on: no reference columns where the frozen model runs
+    in the loop; a tokenizer that is imported owes nothing to the images; features of reconstructions, where the source
+    has codes and no images, depend on the tokenizer."""
+    stages = [s for s in STAGES if s.name != "reference" or recipe.reference.mode == "cached"]
+    upstream = {}
+    if recipe.tokenizer.checkpoint:
+        upstream["tokenizer"] = ("tokenizer_checkpoint",)
+    if recipe.source.kind == "codes":
+        upstream["features"] = ("source", "tokenizer")
+    return tuple(replace(s, upstream=upstream.get(s.name, s.upstream)) for s in stages)
 
 
 def upstream_of(spec: StageSpec, digests: dict[str, str]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cca_core.dataset import valid_manifest
 from cca_core.manifest import FileEntry, Manifest
 from cca_core.schema import REFERENCE
-from cca_core.stages.run import Context
+from cca_core.stages.run import Context, counted
 from cca_core.workers.ranges import split_range
 from cca_core.workers.score import ScoreShard, shard_file
 
@@ -26,7 +26,7 @@ def run(stage: str, context: Context) -> Manifest:
         "tokens": context.directory("tokens"),
         "base_uri": context.directory("base").uri,
     }
-    for _ in context.executor.map(ScoreShard, arguments, units):
+    for _ in counted(context.executor, context.executor.map([ScoreShard], arguments, units), len(units)):
         pass
     files: dict[str, FileEntry] = {}
     for epoch in epochs:

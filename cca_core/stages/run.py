@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol
@@ -12,6 +12,7 @@ import torch
 from cca_core.config import Recipe
 from cca_core.manifest import FileEntry, Manifest
 from cca_core.stages.graph import StageSpec, active, upstream_of
+from cca_core.stages.inputs import keep_source
 from cca_core.store import StageDirectory, Store
 from cca_core.train.distributed import pick_device, world
 from cca_core.workers.ranges import RangeWorker
@@ -22,12 +23,19 @@ OnProgress = Callable[[int, int], None]
 
 
 class Executor(Protocol):
-    """Where work runs. ``on_log`` and ``on_progress`` are the executor's own: stages only hand over work."""
+    """Where work runs. Stages hand over work, and say how far it is."""
+
+    on_log: OnLog
+    on_progress: OnProgress
 
     def map(
-        self, worker: type[RangeWorker], arguments: dict[str, Any], units: Sequence[dict[str, Any]]
-    ) -> Iterator[dict[str, Any]]:
-        """Run units on workers made once each from ``arguments`` (and num_threads); yield their reports as they end."""
+        self, workers: Sequence[type[RangeWorker]], arguments: dict[str, Any], units: Sequence[dict[str, Any]]
+    ) -> Generator[dict[str, Any], None, None]:
+        """Run units through pools of workers, one pool per kind; yield the reports of the last as they end.
+
+        What one kind makes of a unit is the next kind's unit. Workers are made once each from ``arguments`` (and
+        num_threads); a pool waits where the next one does not keep up. Who stops before the end closes the generator.
+        """
         ...
 
     def train(self, job: Callable[..., None], arguments: dict[str, Any]) -> None:
@@ -47,14 +55,15 @@ class LocalExecutor:
         self.num_threads = torch.get_num_threads()
 
     def map(
-        self, worker: type[RangeWorker], arguments: dict[str, Any], units: Sequence[dict[str, Any]]
-    ) -> Iterator[dict[str, Any]]:
+        self, workers: Sequence[type[RangeWorker]], arguments: dict[str, Any], units: Sequence[dict[str, Any]]
+    ) -> Generator[dict[str, Any], None, None]:
         if not units:
             return
-        made = worker(num_threads=self.num_threads, **arguments)
-        for done, unit in enumerate(units, start=1):
-            yield made.run(**unit)
-            self.on_progress(done, len(units))
+        made = [worker(num_threads=self.num_threads, **arguments) for worker in workers]
+        for unit in units:
+            for worker in made:
+                unit = worker.run(**unit)
+            yield unit
 
     def train(self, job: Callable[..., None], arguments: dict[str, Any]) -> None:
         torch.set_num_threads(self.num_threads)
@@ -77,6 +86,12 @@ class Context:
 
     def directory(self, stage: str) -> StageDirectory:
         return self.store.directory(stage, self.digests[stage])
+
+    def source(self) -> StageDirectory:
+        """source/ with the listing that was planned, kept for the stages by the first that asks."""
+        directory = self.directory("source")
+        keep_source(self.recipe, directory)
+        return directory
 
     def commit(
         self,
@@ -107,6 +122,13 @@ class Context:
         """Manifest entries of files already written, read again and hashed."""
         directory = self.directory(stage)
         return {name: directory.entry(name) for name in names}
+
+
+def counted(executor: Executor, reports: Iterator[dict[str, Any]], total: int) -> Iterator[dict[str, Any]]:
+    """Hand on the reports of ``total`` units, and say how many there were."""
+    for done, report in enumerate(reports, start=1):
+        executor.on_progress(done, total)
+        yield report
 
 
 def spec_of(stage: str, recipe: Recipe) -> StageSpec:

@@ -31,7 +31,8 @@ def run(stage: str, context: Context) -> Manifest:
     if recipe.tokenizer.checkpoint:
         facts = context.executor.call(import_tokenizer, {"directory": directory, "recipe": recipe})
     else:
-        facts = context.executor.call(train, {"directory": directory, "recipe": recipe})
+        arguments = {"directory": directory, "recipe": recipe, "source": context.source()}
+        facts = context.executor.call(train, arguments)
         names += [CURVE_NAME, PICTURE]
     return context.commit(stage, context.entries(stage, names), facts=facts)
 
@@ -44,9 +45,11 @@ def import_tokenizer(*, on_log: Callable[..., None], directory: StageDirectory, 
     return {"imported": 1}
 
 
-def train(*, on_log: Callable[..., None], directory: StageDirectory, recipe: Recipe) -> dict[str, Any]:
+def train(
+    *, on_log: Callable[..., None], directory: StageDirectory, recipe: Recipe, source: StageDirectory
+) -> dict[str, Any]:
     """Train the small tokenizer on the training images and write it with its curve and a picture."""
-    images = load_images(recipe)
+    images = load_images(recipe, source)
     pixels = torch.from_numpy(images.pixels)
     held_out = torch.from_numpy(images.held_out)
     curve: list[dict[str, float]] = []

@@ -16,13 +16,9 @@ from cca_core.models.conditions import ClassConditions, Conditions, scorer
 from cca_core.objectives.base import LossOutput, Objective
 from cca_core.train.batches import BatchSource, to_device
 from cca_core.train.distributed import World, parallelize, sum_over_ranks
+from cca_core.train.errors import NonFiniteError
 from cca_core.train.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
 from cca_core.train.train_state import TrainStates
-
-
-class NonFiniteError(RuntimeError):
-    """The gradient is not finite; nothing of that step was applied."""
-
 
 #: Metrics that are means over rows with a true negative, and over null rows; the rest are means over all rows.
 _CONTRAST = ("log_ratio_pos", "log_ratio_neg", "margin", "accuracy")

@@ -1,243 +1,106 @@
-"""Reads a range of a source's listing (images or recorded codes), writes one shard of tokens/ and of quarantine/."""
+"""Reads a range of a source's listing (images or recorded codes); makes decoded pixels of it, then tokens. Writes
+nothing: the stage gathers the parts of a shard."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Iterable
-from typing import Any, Generic, TypeVar
+import math
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
-from numpy.typing import NDArray
 
-from cca_core import pairs
-from cca_core.config import ConfigError, Recipe
+from cca_core.config import Recipe
+from cca_core.dataset import read_source
 from cca_core.generate import pad_rows, padded_batches
-from cca_core.manifest import FileEntry, Manifest
 from cca_core.models import load_tokenizer
 from cca_core.models.load import read_spec
-from cca_core.schema import CONDITIONS, QUARANTINE, tokens_schema
+from cca_core.schema import FOUND
 from cca_core.sources import open_source
-from cca_core.store import StageDirectory, shard_name
+from cca_core.store import StageDirectory, table_bytes
 from cca_core.train.distributed import pick_device
-from cca_core.workers.codes import RecordedTokens, read_codes
-from cca_core.workers.images import DecodedImage, decode_views
-from cca_core.workers.ranges import RangeWorker, entry_of, report, split_range
+from cca_core.workers.codes import read_codes
+from cca_core.workers.ranges import RangeWorker
 
-#: Listed once by the driver; the underscore hides it from pyarrow.dataset.
-LISTING_NAME = "_listing.arrow"
-
-#: What a worker reads of each image before it has its tokens.
-Read = TypeVar("Read", DecodedImage, RecordedTokens)
+#: A batch of the encoder where the recipe leaves it to the device.
+MAX_BATCH = 256
+CPU_BATCH_PIXELS = 1 << 18
+GPU_MEMORY_SHARE = 0.5
 
 
-def prepare(directory: StageDirectory, recipe: Recipe) -> list[dict[str, Any]]:
-    """List the source, write the listing and the conditions; return the units that still have no shard."""
-    listing, class_names = open_source(recipe.source).list()
-    directory.write_table(LISTING_NAME, listing)
-    conditions = directory.sibling("conditions")
-    if conditions.manifest() is None:
-        table = pa.table({"index": list(range(len(class_names))), "name": list(class_names)}, schema=CONDITIONS)
-        entry = conditions.write_table("conditions.arrow", table)
-        conditions.commit(_manifest(conditions, {}, {}, {"conditions.arrow": entry}, table.num_rows))
-    ranges = split_range(len(listing), recipe.tokens.rows_per_shard)
-    return [{"start": a, "stop": b} for a, b in ranges if not directory.readable(shard_name(a, b))]
+class EncodePart(RangeWorker):
+    """Encodes what ``DecodePart`` made: the tokens int64 [n V, L] in its place."""
 
-
-class TokensShard(RangeWorker, Generic[Read]):
-    """Turns one range of the listing into tokens. Quarantine is written first: the token shard says the unit is
-    done."""
-
-    #: The tokenizer's.
-    spec: Any
-
-    def __init__(self, directory: StageDirectory, recipe: Recipe) -> None:
-        self.directory, self.recipe = directory, recipe
-        self.source = open_source(recipe.source)
-        self.listing = directory.read_table(LISTING_NAME)
-
-    @abstractmethod
-    def read(self, listing: pa.Table) -> Iterable[Read]:
-        """The images of a slice of the listing, in its order; with ``error`` where one cannot be used."""
-
-    @abstractmethod
-    def tokens(self, images: list[Read]) -> NDArray[np.int64]:
-        """Tokens [n V, L] of all views of readable images, image by image."""
-
-    @property
-    def num_tokens(self) -> int:
-        """Of one view."""
-        return self.spec.num_tokens(self.recipe.tokens.image_size)
-
-    def run(self, *, start: int, stop: int) -> dict[str, Any]:
-        images = list(self.read(self.listing.slice(start, stop - start)))
-        good = [image for image in images if not image.error]
-        bad = [image for image in images if image.error]
-        quarantine = pa.table(
-            {
-                "image_id": [image.id for image in bad],
-                "uri": [image.uri for image in bad],
-                "error": [image.error for image in bad],
-            },
-            schema=QUARANTINE,
-        )
-        name = shard_name(start, stop)
-        self.directory.sibling("quarantine").write_table(name, quarantine)
-        entry = self.directory.write_table(name, self._table(good))
-        return report(name, entry, images=len(images), quarantined=len(bad))
-
-    def _table(self, images: list[Read]) -> pa.Table:
-        schema = tokens_schema(self.num_tokens, self.spec.codebook_size)
-        if not images:
-            return schema.empty_table()
-        ids = [image.id for image in images]
-        held_out = pairs.held_out(pairs.id_hashes(ids), self.recipe.source.held_out_fraction)
-        views = self.recipe.tokens.num_views
-        tokens = self.tokens(images).astype(str(schema.field("tokens").type.value_type))
-        return pa.table(
-            {
-                "image_id": [image_id for image_id in ids for _ in range(views)],
-                "view": np.tile(np.arange(views, dtype=np.uint8), len(ids)),
-                "label": np.repeat(np.asarray([image.label for image in images], np.int32), views),
-                "held_out": np.repeat(held_out, views),
-                "tokens": pa.FixedSizeListArray.from_arrays(pa.array(tokens.reshape(-1)), self.num_tokens),
-            },
-            schema=schema,
-        )
-
-
-class EncodeShard(TokensShard[DecodedImage]):
-    """Decodes and encodes images."""
-
-    def __init__(self, directory: StageDirectory, recipe: Recipe, tokenizer_uri: str, num_threads: int) -> None:
-        super().__init__(directory, recipe)
+    def __init__(self, recipe: Recipe, source: StageDirectory, tokenizer_uri: str, num_threads: int) -> None:
+        del source
+        self.config = recipe.tokens
         torch.set_num_threads(num_threads)
         self.device = pick_device(recipe.execution.device)
-        self.tokenizer = load_tokenizer(tokenizer_uri, device=str(self.device))
-        self.spec = self.tokenizer.spec
-
-    def read(self, listing: pa.Table) -> Iterable[DecodedImage]:
-        return decode_views(self.source, listing, self.recipe.tokens)
+        # On a GPU the encoder runs at half the bytes; nearest codes are searched in float32 either way.
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.tokenizer = load_tokenizer(tokenizer_uri, device=str(self.device), dtype=dtype)
+        self.dtype = dtype
+        self.batch_size = self.config.batch_size or self._fitting_batch()
 
     @torch.inference_mode()
-    def tokens(self, images: list[DecodedImage]) -> NDArray[np.int64]:
+    def _fitting_batch(self) -> int:
+        """The largest power of two that the device has room for; on a CPU, where more is not faster, a few pixels."""
+        side = self.config.image_size
+        fitting = CPU_BATCH_PIXELS / side**2
+        if self.device.type == "cuda":
+            before = torch.cuda.memory_allocated(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.tokenizer.encode(torch.zeros(1, 3, side, side, device=self.device, dtype=self.dtype))
+            one = torch.cuda.max_memory_allocated(self.device) - before
+            fitting = GPU_MEMORY_SHARE * torch.cuda.mem_get_info(self.device)[0] / one
+        return 2 ** int(math.log2(min(max(fitting, 1), MAX_BATCH)))
+
+    @torch.inference_mode()
+    def run(self, *, start: int, stop: int, found: bytes, pixels: bytes) -> dict[str, Any]:
         """In padded batches of one shape: the same images give the same tokens in any company."""
-        pixels_NCHW = torch.from_numpy(np.concatenate([image.views_VSS3 for image in images])).permute(0, 3, 1, 2)
-        size = self.recipe.tokens.batch_size
-        parts = []
+        side, size, parts = self.config.image_size, self.batch_size, []
+        # A copy: torch warns of memory that it may not write to.
+        pixels_NCHW = (
+            torch.from_numpy(np.frombuffer(pixels, np.uint8).copy()).view(-1, side, side, 3).permute(0, 3, 1, 2)
+        )
         for rows in padded_batches(len(pixels_NCHW), size):
-            pixels = (pad_rows(pixels_NCHW[rows], size).to(self.device).float() / 255 - 0.5) / 0.5
-            parts.append(self.tokenizer.encode(pixels)[: rows.stop - rows.start].cpu())
-        return torch.cat(parts).numpy()
+            batch = (pad_rows(pixels_NCHW[rows], size).to(self.device).float() / 255 - 0.5) / 0.5
+            parts.append(self.tokenizer.encode(batch.to(self.dtype))[: rows.stop - rows.start].cpu().numpy())
+        tokens = np.concatenate(parts).tobytes() if parts else b""
+        return {"start": start, "stop": stop, "found": found, "tokens": tokens}
 
 
-class ImportShard(TokensShard[RecordedTokens]):
+class ReadCodesPart(RangeWorker):
     """Takes over recorded codes. Of the tokenizer only the spec is read: no network runs."""
 
-    def __init__(self, directory: StageDirectory, recipe: Recipe, tokenizer_uri: str, num_threads: int) -> None:
-        super().__init__(directory, recipe)
+    runs_model = False
+
+    def __init__(self, recipe: Recipe, source: StageDirectory, tokenizer_uri: str, num_threads: int) -> None:
         del num_threads
+        self.recipe, self.source = recipe, open_source(recipe.source)
+        self.listing, _ = read_source(source)
         self.spec = read_spec(tokenizer_uri, "tokenizer")
 
-    def read(self, listing: pa.Table) -> Iterable[RecordedTokens]:
-        return read_codes(
-            self.source,
-            listing,
-            num_views=self.recipe.tokens.num_views,
-            num_tokens=self.num_tokens,
-            codebook_size=self.spec.codebook_size,
+    def run(self, *, start: int, stop: int) -> dict[str, Any]:
+        side = self.recipe.tokens.image_size
+        images = list(
+            read_codes(
+                self.source,
+                self.listing.slice(start, stop - start),
+                num_views=self.recipe.tokens.num_views,
+                num_tokens=self.spec.num_tokens(side),
+                codebook_size=self.spec.codebook_size,
+            )
         )
-
-    def tokens(self, images: list[RecordedTokens]) -> NDArray[np.int64]:
-        return np.concatenate([image.tokens_VL for image in images])
-
-
-def finish(
-    directory: StageDirectory,
-    recipe: Recipe,
-    done: list[dict[str, Any]],
-    *,
-    section: dict[str, Any],
-    upstream: dict[str, str],
-    code_version: int,
-) -> Manifest:
-    """Check the shards, count, and write the manifests of tokens/ and quarantine/.
-
-    ``done`` are the reports of the units run now; shards of earlier attempts are read and hashed again.
-    """
-    total = directory.read_table(LISTING_NAME).num_rows
-    reported = {found["file"]: entry_of(found) for found in done}
-    files: dict[str, FileEntry] = {}
-    quarantine = directory.sibling("quarantine")
-    quarantine_files: dict[str, FileEntry] = {}
-    labels: list[np.ndarray] = []
-    held_out = 0
-    for start, stop in split_range(total, recipe.tokens.rows_per_shard):
-        name = shard_name(start, stop)
-        table = directory.read_table(name)
-        files[name] = reported.get(name) or directory.entry(name, rows=table.num_rows)
-        bad = quarantine.read_table(name)
-        quarantine_files[name] = quarantine.entry(name, rows=bad.num_rows)
-        first_views = table.filter(pc.equal(table.column("view"), 0))
-        labels.append(first_views.column("label").to_numpy())
-        held_out += pc.sum(first_views.column("held_out")).as_py() or 0
-    names = directory.sibling("conditions").read_table("conditions.arrow").column("name").to_pylist()
-    counts = np.bincount(np.concatenate(labels), minlength=len(names))
-    images, quarantined = int(counts.sum()), sum(entry.rows for entry in quarantine_files.values())
-    _check_usable(recipe, images, quarantined, counts, names)
-    schema = table.schema
-    facts = {
-        "num_images": images,
-        "num_views": recipe.tokens.num_views,
-        "num_tokens": schema.field("tokens").type.list_size,
-        "num_classes": len(names),
-        "quarantined": quarantined,
-        "held_out": int(held_out),
-        "images_per_class": counts.tolist(),
-        # A negative is the label of a random row: it equals the true one with this probability.
-        "expected_share_negative_equals_positive": float(((counts / images) ** 2).sum()),
-    }
-    quarantine.commit(_manifest(quarantine, section, upstream, quarantine_files, quarantined, code_version))
-    files[LISTING_NAME] = directory.entry(LISTING_NAME, rows=total)
-    manifest = _manifest(
-        directory, section, upstream, files, images * recipe.tokens.num_views, code_version, facts, str(schema)
-    )
-    directory.commit(manifest)
-    return manifest
-
-
-def _check_usable(recipe: Recipe, images: int, quarantined: int, counts: np.ndarray, names: list[str]) -> None:
-    where = recipe.source.uri or recipe.source.kind
-    if images == 0:
-        raise ConfigError(
-            f"no readable image in {where}: all {quarantined} are in quarantine/, with the reason of each"
-        )
-    if (counts > 0).sum() < 2:
-        raise ConfigError(
-            f"{where} has images of one class only ({names[int(counts.argmax())]}): CCA contrasts at least two classes"
-        )
-
-
-def _manifest(
-    directory: StageDirectory,
-    section: dict[str, Any],
-    upstream: dict[str, str],
-    files: dict[str, FileEntry],
-    rows: int,
-    code_version: int = 0,
-    facts: dict[str, Any] | None = None,
-    schema: str = "",
-) -> Manifest:
-    return Manifest(
-        stage=directory.stage,
-        code_version=code_version,
-        digest=directory.digest,
-        config=section,
-        upstream=upstream,
-        files=files,
-        rows=rows,
-        facts=facts or {},
-        schema=schema,
-    )
+        columns = {
+            "image_id": [image.id for image in images],
+            "uri": [image.uri for image in images],
+            "error": [image.error for image in images],
+            "label": [image.label for image in images],
+            "format": ["codes"] * len(images),
+            "mode": [""] * len(images),
+            "width": [side] * len(images),
+            "height": [side] * len(images),
+        }
+        tokens = b"".join(image.tokens_VL.tobytes() for image in images)
+        return {"start": start, "stop": stop, "found": table_bytes(pa.table(columns, schema=FOUND)), "tokens": tokens}

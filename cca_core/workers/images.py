@@ -13,45 +13,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cca_core import pairs
-from cca_core.config import ConfigError, Recipe, TokensConfig
+from cca_core.config import ConfigError, Recipe
+from cca_core.dataset import read_source
 from cca_core.generate import BATCH_SIZE, decode_images
 from cca_core.models import load_tokenizer, to_uint8
 from cca_core.sources import Source, open_source
+from cca_core.store import StageDirectory
 from cca_core.train.distributed import pick_device
-from cca_core.transforms import decode_image, view_crop
 from cca_core.workers.codes import read_codes
+from cca_core.workers.decode import DecodedImage, decode_views
 
 #: What real images are where the source has codes; stands in facts and reports.
 RECONSTRUCTIONS = "reconstructions, decoded from recorded codes"
-
-
-@dataclass(frozen=True)
-class DecodedImage:
-    """All views of one image, uint8 [V, S, S, 3]; or ``error``, in words, and no views."""
-
-    id: str
-    uri: str
-    label: int
-    views_VSS3: NDArray[np.uint8]
-    error: str = ""
-
-
-def decode_views(source: Source, listing: pa.Table, config: TokensConfig) -> Iterator[DecodedImage]:
-    """Decode a slice of the listing in order. A bad image is an answer, not an exception."""
-    nothing = np.empty((0, config.image_size, config.image_size, 3), np.uint8)
-    for raw in source.read(listing):
-        try:
-            if raw.error:
-                raise ValueError(raw.error)
-            image = decode_image(raw.data)
-            crops = [
-                view_crop(image, image_size=config.image_size, views=config.views, view=v, crop_range=config.crop_range)
-                for v in range(config.num_views)
-            ]
-        except ValueError as error:
-            yield DecodedImage(raw.id, raw.uri, raw.label, nothing, str(error))
-        else:
-            yield DecodedImage(raw.id, raw.uri, raw.label, np.stack([np.asarray(crop) for crop in crops]))
 
 
 def decode_codes(source: Source, listing: pa.Table, recipe: Recipe, tokenizer_uri: str) -> Iterator[DecodedImage]:
@@ -81,15 +54,15 @@ class LoadedImages:
     class_names: tuple[str, ...]
 
 
-def load_images(recipe: Recipe, tokenizer_uri: str = "") -> LoadedImages:
-    """Decode the whole source into memory, for the trainers of the tokenizer and the classifier.
+def load_images(recipe: Recipe, kept: StageDirectory, tokenizer_uri: str = "") -> LoadedImages:
+    """Decode the whole source (its listing is in ``kept``) into memory, for the trainers of tokenizer and classifier.
 
     Where the source has codes, these are reconstructions of the centre view, by the tokenizer at ``tokenizer_uri``.
 
     Raises ConfigError where no image is readable, or training or held-out images of it are missing.
     """
     source = open_source(recipe.source)
-    listing, class_names = source.list()
+    listing, class_names = read_source(kept)
     ids, labels, pixels = [], [], []
     from_codes = recipe.source.kind == "codes"
     images = (

@@ -1,11 +1,9 @@
-"""Reads and writes nothing: units of work as (start, stop) ranges, and the batch callable over them."""
+"""Reads and writes nothing: units of work as (start, stop) ranges, and who does them."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from typing import Any
-
-import numpy as np
 
 from cca_core.manifest import FileEntry
 
@@ -16,20 +14,18 @@ def split_range(size: int, rows: int) -> list[tuple[int, int]]:
 
 
 class RangeWorker(ABC):
-    """A picklable callable over a batch of units, as Ray Data's ``map_batches`` calls it.
+    """Does one unit of work at a time, somewhere: made once per process, from picklable arguments and ``num_threads``.
 
-    A unit is a dict of plain values; ``run`` does it and returns a dict of plain values about what was written.
+    A unit is a dict of plain values (numbers, strings, bytes), and so is what ``run`` makes of it: the next worker's
+    unit, or a report.
     """
+
+    #: Whether it runs a network, and so wants the accelerator.
+    runs_model = True
 
     @abstractmethod
     def run(self, **unit: Any) -> dict[str, Any]:
-        """Do one unit; write its files; report their entries."""
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        count = len(next(iter(batch.values())))
-        units = ({name: np.asarray(values)[i].item() for name, values in batch.items()} for i in range(count))
-        reports = [self.run(**unit) for unit in units]
-        return {name: [report[name] for report in reports] for name in reports[0]}
+        """Do one unit; write its files, if any."""
 
 
 def report(name: str, entry: FileEntry, **more: Any) -> dict[str, Any]:

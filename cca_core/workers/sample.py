@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,9 +42,9 @@ def grid_file(sampler: int) -> str:
     return f"grid-s{sampler:02d}.png"
 
 
-def sample_classes(start: int, stop: int, num_classes: int) -> Tensor:
-    """Sample i is drawn for class i mod K."""
-    return torch.arange(start, stop) % num_classes
+def sample_classes(start: int, stop: int, classes: Sequence[int]) -> Tensor:
+    """Sample i is drawn for class i mod K of those that have images."""
+    return torch.tensor(classes)[torch.arange(start, stop) % len(classes)]
 
 
 def sample_seeds(seed: int, start: int, stop: int) -> Tensor:
@@ -84,10 +85,11 @@ class SampleShard(RangeWorker):
         recipe: Recipe,
         samplers: list[Sampler],
         features: StageDirectory,
+        classes: Sequence[int],
         num_threads: int,
     ) -> None:
         torch.set_num_threads(num_threads)
-        self.directory, self.recipe, self.samplers = directory, recipe, samplers
+        self.directory, self.recipe, self.samplers, self.classes = directory, recipe, samplers, classes
         self.device = pick_device(recipe.execution.device)
         self.classifier = load_classifier(features).to(self.device)
         self._models: dict[str, tuple[ARImageModel, ImageTokenizer]] = {}
@@ -96,14 +98,15 @@ class SampleShard(RangeWorker):
         chosen = self.samplers[sampler]
         model, tokenizer = self._load(chosen.bundle_uri)
         size = self.recipe.evaluate.batch_size
-        classes = sample_classes(start, stop, model.spec.num_classes)
+        classes = sample_classes(start, stop, self.classes)
         tokens = generate(model, classes, chosen.sampling, sample_seeds(seed, start, stop), batch_size=size)
         images = decode_images(tokenizer, tokens, batch_size=size)
         features, logits = image_features(self.classifier, images, size)
         if start == 0 and seed == self.recipe.evaluate.seeds[0]:
-            count = min(model.spec.num_classes * GRID_ROWS, len(images))
+            columns = len(self.classes)
+            count = min(columns * GRID_ROWS, len(images))
             pixels = to_uint8(images[:count]).numpy()
-            rows = [pixels[i : i + model.spec.num_classes] for i in range(0, count, model.spec.num_classes)]
+            rows = [pixels[i : i + columns] for i in range(0, count, columns)]
             self.directory.write_bytes(grid_file(sampler), grid_png(rows))
         name = shard_file(sampler, seed, start, stop)
         entry = self.directory.write_table(name, features_table(classes.numpy(), features, logits))

@@ -116,7 +116,7 @@ def _ratio(row: dict[str, Any], other: dict[str, Any], name: str) -> float:
 
 def _class_drop(base: dict[str, Any], aligned: dict[str, Any]) -> float:
     pairs = zip(base["class_consistency_per_class"], aligned["class_consistency_per_class"], strict=True)
-    return max(before - after for before, after in pairs)
+    return max(before - after for before, after in pairs if before is not None and after is not None)
 
 
 def _at_most(name: str, value: float, limit: float, remedy: str) -> Rule:

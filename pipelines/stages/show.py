@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pyarrow as pa
-from matplotlib import pyplot as plt
-
 from cca_core.config import Recipe
-from cca_core.dataset import class_names, shard_tables
 from cca_core.manifest import Manifest
 from cca_core.stages.evaluate import load_results
 from cca_core.stages.table import COLUMNS, cells
@@ -17,6 +13,7 @@ from cca_core.stages.tokenizer import PICTURE
 from cca_core.store import StageDirectory
 from cca_core.train.jobs import CURVE_NAME
 from cca_core.workers.sample import grid_file
+from pipelines.stages.show_tokens import show_tokens
 from pipelines.tracking import Tracker
 
 
@@ -51,7 +48,10 @@ def note(manifest: Manifest, directory: StageDirectory, recipe: Recipe) -> str:
         "tokenizer": imported
         or f"Trained on the images. Held-out images above their reconstructions: `{PICTURE}` under Artifacts. ",
         "tokens": f"{facts.get('num_images')} images of {source}, {facts.get('num_views')} view(s) each, as "
-        f"{facts.get('num_tokens')} tokens; {facts.get('quarantined')} in quarantine (`quarantine.json` says why). ",
+        f"{facts.get('num_tokens')} tokens; {facts.get('quarantined')} in quarantine (`quarantine.json` says why)."
+        + _reconstructed(facts)
+        + "".join(f"\n- {test}: {found}" for test, found in facts.get("data_tests", {}).items())
+        + "\n\n",
         "features": "The classifier whose features carry every distance of this run (not FID), and the features of the "
         f"real images. Held-out accuracy {facts.get('held_out_accuracy', 0):.3f}. ",
         "base": imported or "Maximum likelihood on the training images; the loss is in nats per token. ",
@@ -69,31 +69,19 @@ def note(manifest: Manifest, directory: StageDirectory, recipe: Recipe) -> str:
     return f"{says[manifest.stage]}Stored at `{directory.uri}`."
 
 
+def _reconstructed(facts: dict[str, Any]) -> str:
+    if "reconstruction_psnr_db" not in facts:
+        return ""
+    return (
+        f" {facts['reconstructed_images']} images above their reconstructions: `reconstructions.png`, "
+        f"{facts['reconstruction_psnr_db']:.1f} dB PSNR. {facts['codes_used']} of {facts['codebook_size']} codes in "
+        "use.\n\nData tests, all passed:"
+    )
+
+
 def _tokenizer(tracker: Tracker, run_id: str, directory: StageDirectory, manifest: Manifest, recipe: Recipe) -> None:
     if PICTURE in manifest.files:
         tracker.artifact(run_id, PICTURE, directory.read_bytes(PICTURE))
-
-
-def _tokens(tracker: Tracker, run_id: str, directory: StageDirectory, manifest: Manifest, recipe: Recipe) -> None:
-    lineage(tracker, run_id, directory, manifest, recipe)
-    names, counts = class_names(directory), manifest.facts["images_per_class"]
-    figure, axis = plt.subplots(figsize=(8, 3.5), constrained_layout=True)
-    axis.bar(range(len(counts)), counts)
-    axis.set_title(f"images per class ({sum(counts)} in all)")
-    if len(names) <= 40:
-        axis.set_xticks(range(len(names)), names, rotation=45 if len(names) > 10 else 0)
-    tracker.figure(run_id, figure, "images_per_class.png")
-    plt.close(figure)
-    bad = pa.concat_tables(shard_tables(directory.sibling("quarantine")))
-    if bad.num_rows:
-        tracker.table(run_id, bad.to_pydict(), "quarantine.json")
-
-
-def lineage(tracker: Tracker, run_id: str, tokens: StageDirectory, manifest: Manifest, recipe: Recipe) -> None:
-    """The images that came in and the tokens that were made of them, as data sets of a run."""
-    images = recipe.source.uri or tokens.uri
-    tracker.dataset(run_id, uri=images, name="images", digest=manifest.upstream["source"], context="input")
-    tracker.dataset(run_id, uri=tokens.uri, name="tokens", digest=manifest.digest, context="output")
 
 
 def _evaluation(tracker: Tracker, run_id: str, directory: StageDirectory, manifest: Manifest, recipe: Recipe) -> None:
@@ -112,7 +100,7 @@ def table_columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
 
 _SHOW: dict[str, Callable[[Tracker, str, StageDirectory, Manifest, Recipe], None]] = {
     "tokenizer": _tokenizer,
-    "tokens": _tokens,
+    "tokens": show_tokens,
     "baseline": _evaluation,
     "evaluate": _evaluation,
 }

@@ -74,7 +74,7 @@ def executor(tmp_path_factory):
 )
 def test_map_hands_on_what_the_worker_raised(executor, kind, error, says):
     with pytest.raises(error) as caught:
-        list(executor.map(Raising, {"kind": kind}, [{"start": 0}]))
+        list(executor.map([Raising], {"kind": kind}, [{"start": 0}]))
     assert type(caught.value) is error
     assert str(caught.value) == says
 

@@ -20,12 +20,16 @@ class InOrder(LocalExecutor):
         super().__init__(lambda record: None, lambda done, total: None, "cpu")
         self.order, self.killed_after = order, killed_after
 
-    def map(self, worker: Any, arguments: dict[str, Any], units: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        made = worker(num_threads=1, **arguments)
+    def map(
+        self, workers: Sequence[Any], arguments: dict[str, Any], units: Sequence[dict[str, Any]]
+    ) -> Iterator[dict[str, Any]]:
+        made = [worker(num_threads=1, **arguments) for worker in workers]
         for done, unit in enumerate(self.order(list(units))):
             if done == self.killed_after:
                 raise Killed
-            yield made.run(**unit)
+            for worker in made:
+                unit = worker.run(**unit)
+            yield unit
 
 
 def back(units: list[Any]) -> list[Any]:

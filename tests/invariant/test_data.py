@@ -19,6 +19,7 @@ from cca_core.dataset import TokenDataset, shard_tables, valid_manifest
 from cca_core.models import family
 from cca_core.models.llamagen.network import LlamaGen
 from cca_core.models.llamagen.tokenizer import VQSpec, VQTokenizer
+from cca_core.sources import listing_digest, open_source
 from cca_core.stages import Context, LocalExecutor, run_stage
 from cca_core.store import StageDirectory, Store
 from tests.invariant.interruptions import InOrder, Killed, back, files, stamps, turn
@@ -29,7 +30,7 @@ DIGESTS = {name: name[0] * 64 for name in ("source", "tokenizer", "tokens", "bas
 class Tokens:
     """The tokens stage over a folder of images, two of them broken, with a random tokenizer."""
 
-    STAGES = ("tokens", "quarantine", "conditions")
+    STAGES = ("tokens", "images", "quarantine", "conditions", "source")
 
     def __init__(self, images: Path) -> None:
         source = SourceConfig(kind="folder", uri=str(images))
@@ -43,7 +44,8 @@ class Tokens:
             for name, data in random_tokenizer().items():
                 tokenizer.write_bytes(name, data)
         recipe = replace(self.recipe, tokens=replace(self.recipe.tokens, **changes))
-        run_stage("tokens", Context(recipe, store, DIGESTS, executor))
+        digests = {**DIGESTS, "source": listing_digest(*open_source(recipe.source).list())}
+        run_stage("tokens", Context(recipe, store, digests, executor))
         return store.directory("tokens", DIGESTS["tokens"])
 
 
@@ -89,7 +91,7 @@ def test_the_order_of_the_shards_leaves_no_trace(tokens, plain, tmp_path, order)
 
 def test_an_interruption_leaves_no_trace(tokens, plain, tmp_path):
     with pytest.raises(Killed):
-        tokens.run(tmp_path, InOrder(back, killed_after=2))
+        tokens.run(tmp_path, InOrder(back, killed_after=5))
     before = stamps(tmp_path)
     assert len(before) == 2
     assert Store(str(tmp_path)).directory("tokens", DIGESTS["tokens"]).manifest() is None
@@ -130,6 +132,19 @@ def test_every_call_of_the_tokenizer_has_the_shape_of_a_full_batch(tokens, tmp_p
     monkeypatch.setattr(VQTokenizer, "encode", lambda self, images: shapes.append(images.shape) or encode(self, images))
     tokens.run(tmp_path, InOrder())
     assert set(shapes) == {(8, 3, 8, 8)}
+
+
+def test_a_batch_that_is_left_to_the_device_gives_the_same_tokens(tokens, plain, tmp_path, monkeypatch):
+    shapes, encode = [], VQTokenizer.encode
+    monkeypatch.setattr(VQTokenizer, "encode", lambda self, images: shapes.append(images.shape) or encode(self, images))
+    tokens.run(tmp_path, InOrder(), batch_size=0)
+    assert {shape[0] for shape in shapes} == {256}
+    assert files(tmp_path, *tokens.STAGES).keys() == files(plain, *tokens.STAGES).keys()
+    found, expected = (
+        pa.concat_tables(shard_tables(Store(str(root)).directory("tokens", DIGESTS["tokens"])))
+        for root in (tmp_path, plain)
+    )
+    assert found.equals(expected)
 
 
 class Reference:

@@ -47,8 +47,14 @@ PROXY_FILTERS = (
     *("catch_errors", "gatekeeper", "proxy-logging", "listing_formats", "bulk", "s3api"),
     *("tempauth", "copy", "slo", "dlo", "versioned_writes", "symlink"),
 )
+# Listings come in short pages, as those of large buckets do.
 FILTER_OPTIONS = {
-    "s3api": {"location": REGION, "s3_acl": "false", "check_bucket_owner": "false"},
+    "s3api": {
+        "location": REGION,
+        "s3_acl": "false",
+        "check_bucket_owner": "false",
+        "max_bucket_listing": "50",
+    },
     "tempauth": {"user_" + ACCESS_KEY.replace(":", "_"): f"{SECRET_KEY} .admin"},
     "versioned_writes": {"allow_object_versioning": "true"},
 }

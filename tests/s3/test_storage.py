@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from threading import Barrier
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import s3fs
 import torch
 
 from cca_core.bundle import BundleInfo, Part, bundle_files
-from cca_core.config import ConfigError, ExecutionConfig, Recipe, SourceConfig, TokenizerConfig, TokensConfig
-from cca_core.dataset import TokenDataset
+from cca_core.config import ConfigError, SourceConfig
 from cca_core.manifest import Manifest
 from cca_core.sources import open_source
-from cca_core.stages import Context, LocalExecutor, run_stage
 from cca_core.store import Store
 from tests.invariant import trajectories
 from tests.invariant.trajectories import Setting
-
-DIGESTS = {name: name[0] * 64 for name in ("source", "tokenizer", "conditions")} | {"tokens": "7" * 64}
 
 
 def table(rows: int = 3) -> pa.Table:
@@ -85,7 +77,7 @@ def test_of_many_that_create_a_file_one_wins(store):
             won = list(pool.map(attempt, range(8), [path] * 8))
             assert sum(won) == 1
             assert store.fs.cat_file(path) == str(won.index(True)).encode()
-            assert not any(pool.map(attempt, range(8), [path] * 8)), "it stands"
+            assert not any(pool.map(attempt, range(8, 16), [path] * 8)), "it stands"
 
 
 def test_a_bucket_that_does_not_exist_is_said_and_not_made(store, s3_bucket):
@@ -113,48 +105,6 @@ def test_a_wrong_secret_or_none_is_one_sentence(store, monkeypatch, secret):
             open_source(SourceConfig(kind="folder", uri=store.uri)).list()
 
 
-class Images:
-    """The same images in a folder, in a folder on S3, and in Parquet files in both."""
-
-    def __init__(self, folder: Path, s3_root: str) -> None:
-        self.roots = {"local": str(folder), "s3": s3_root}
-        self.paths = sorted(path for path in (folder / "folder").rglob("*.png"))
-        (folder / "parquet" / "deep").mkdir(parents=True)
-        for name, part in (("a", self.paths[:25]), ("deep/b", self.paths[25:])):
-            images = [{"bytes": p.read_bytes(), "path": f"{p.parent.name}/{p.name}"} for p in part]
-            rows = pa.table({"image": images, "label": [p.parent.name for p in part]})
-            pq.write_table(rows, folder / "parquet" / f"{name}.parquet", row_group_size=7)
-        fs = Store(s3_root).fs
-        for path in (path for path in folder.rglob("*") if path.is_file()):
-            fs.pipe_file(f"{s3_root}/{path.relative_to(folder)}", path.read_bytes())
-
-    def config(self, kind: Any, where: str) -> SourceConfig:
-        return SourceConfig(kind=kind, uri=f"{self.roots[where]}/{kind}")
-
-
-@pytest.fixture
-def images(store: Store, tmp_path: Path, write_images: Callable[..., Path]) -> Images:
-    folder = write_images(tmp_path / "images" / "folder")
-    (folder / "dark" / "003.png").rename(folder / "dark" / "3 [ä]+%20?.png")
-    (folder / "light" / "004.png").write_bytes(b"not an image")
-    return Images(tmp_path / "images", f"{store.uri}/images")
-
-
-@pytest.mark.parametrize("kind", ["folder", "parquet"])
-def test_a_source_is_the_same_on_s3(images, kind):
-    seen = []
-    for where in ("local", "s3"):
-        source = open_source(images.config(kind, where))
-        listing, names = source.list()
-        assert all(uri.startswith("s3://") == (where == "s3") for uri in listing["uri"].to_pylist())
-        read = [(image.id, image.label, image.data, image.error) for image in source.read(listing.slice(5, 33))]
-        seen.append((names, listing.select(["image_id", "location", "label"]).to_pydict(), read))
-    assert seen[0] == seen[1]
-    assert (len(seen[1][1]["image_id"]), seen[1][0]) == (40, ("dark", "light"))
-    assert "dark/3 [ä]+%20?" in seen[1][1]["image_id"]
-    assert {data for *_, data, _ in seen[1][2]} <= {path.read_bytes() for path in images.paths}
-
-
 def test_recorded_codes_are_the_same_on_s3(store, tmp_path, write_codes):
     codes = {str(n): np.arange(32).reshape(2, 16) + n for n in range(40)}
     seen = []
@@ -169,33 +119,6 @@ def test_recorded_codes_are_the_same_on_s3(store, tmp_path, write_codes):
     assert (len(seen[0][2]), seen[0][2][-1]) == (38, ("lost", 0, b"", True))
     with pytest.raises(ConfigError, match=r"holds no folder <name>_codes"):
         open_source(SourceConfig(kind="codes", uri=store.uri)).list()
-
-
-def make_tokens(source: SourceConfig, root: str) -> dict[str, bytes]:
-    """The weights of a tokenizer of one epoch, token shards and conditions, as bytes."""
-    tokens = TokensConfig(rows_per_shard=9, batch_size=8, views="centre_flip")
-    tokenizer = TokenizerConfig(epochs=1, batch_size=8)
-    recipe = Recipe(source=source, tokens=tokens, tokenizer=tokenizer, execution=ExecutionConfig(device="cpu"))
-    store = Store(root)
-    context = Context(recipe, store, DIGESTS, LocalExecutor(lambda record: None, lambda done, total: None, "cpu"))
-    for stage in ("tokenizer", "tokens"):
-        run_stage(stage, context)
-    dataset = TokenDataset(context.directory("tokens"))
-    assert (len(dataset), dataset.manifest.facts["quarantined"]) == (39, 1)
-    return {
-        name: data
-        for name, data in contents(store, "tokenizer", "tokens", "conditions").items()
-        if name.endswith((".safetensors", "conditions.arrow")) or "/rows-" in name
-    }
-
-
-@pytest.mark.parametrize("kind", ["folder", "parquet"])
-def test_tokens_are_the_same_bytes_on_s3(images, store, tmp_path, kind):
-    expected = make_tokens(images.config(kind, "local"), str(tmp_path / "storage"))
-    assert len(expected) == 1 + 5 + 1
-    assert make_tokens(images.config(kind, "s3"), str(tmp_path / "from-s3")) == expected
-    assert make_tokens(images.config(kind, "local"), f"{store.uri}/to-s3") == expected
-    assert make_tokens(images.config(kind, "s3"), f"{store.uri}/s3-to-s3") == expected
 
 
 def test_training_resumes_from_a_state_on_s3(store, write_tokens, random_llamagen):

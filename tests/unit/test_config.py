@@ -87,6 +87,9 @@ CONTRADICTIONS = {
     "source.kind=folder": r"source\.kind=folder needs source\.uri",
     "source.held_out_fraction=0": r"held_out_fraction must lie between 0 and 1",
     "source.held_out_fraction=1": r"held_out_fraction must lie between 0 and 1",
+    "source.max_bad_fraction=1.01": r"source\.max_bad_fraction must lie in \[0, 1\]",
+    "source.max_bad_fraction=-0.1": r"source\.max_bad_fraction must lie in \[0, 1\]",
+    "source.limit=-1": r"source\.limit must not be negative: 0 takes all",
     "align.beta=0": r"align\.beta must be positive",
     "align.lambda_=-1": r"align\.lambda_ must not be negative",
     "align.null_share=1.0": r"align\.null_share must lie in \[0, 1\)",
@@ -115,6 +118,11 @@ def test_a_value_of_another_kind_is_refused(override):
     key = override.partition("=")[0]
     with pytest.raises(ConfigError, match=key):
         recipe(override)
+
+
+def test_classes_are_named_in_one_place_only():
+    with pytest.raises(ConfigError, match=r"class_names and source\.class_map both name the classes: remove one"):
+        recipe('source.class_names=["cat", "dog"]', "source.class_map=classes.json")
 
 
 def test_codes_need_the_tokenizer_that_made_them():

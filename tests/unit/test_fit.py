@@ -15,7 +15,8 @@ from cca_core.objectives import Batch, Likelihood, LossOutput
 from cca_core.pairs import Purpose
 from cca_core.train.batches import BatchSource
 from cca_core.train.distributed import World, world
-from cca_core.train.fit import FitResult, NonFiniteError, fit
+from cca_core.train.errors import NonFiniteError
+from cca_core.train.fit import FitResult, fit
 
 OPTIM = OptimConfig(lr=1e-2, warmup_steps=3, schedule="cosine")
 

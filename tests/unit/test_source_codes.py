@@ -97,8 +97,9 @@ def test_an_object_store_is_read_alike(root, write_codes):
 
 def test_class_names_are_the_recipes_where_it_has_them(root):
     assert source(root, class_names=("ant", "bee", "cat", "dog")).list()[1] == ("ant", "bee", "cat", "dog")
-    with pytest.raises(ConfigError, match=r"reach 2, but source\.class_names has only 2 names \(0 to 1\)"):
-        source(root, class_names=("ant", "bee")).list()
+    short = source(root, class_names=("ant", "bee"))
+    errors = {image.label: image.error for image in short.read(short.list()[0])}
+    assert errors == {0: "", 1: "", -1: "wrong label: 2 is none of the 2 classes"}
 
 
 LABELS_THAT_ARE_NONE = {
@@ -164,10 +165,10 @@ def test_folders_that_cannot_be_used_are_refused_with_the_remedy(root, write_cod
     refused(root / "nowhere", r"does not exist: correct it")
     refused(root / "imagenet384_labels", r"holds no folder <name>_codes: set source\.uri to the folder with")
     write_codes(root / "one", CODES, dict.fromkeys(CODES, 7))
-    refused(root / "one", r"hold 1 class\(es\), and CCA needs at least two")
+    refused(root / "one", r"1 class\(es\) with images \(7\), and CCA needs at least two")
     for path in (root / "imagenet384_codes").iterdir():
         path.unlink()
-    refused(root, r"no \.npy file found in .*imagenet384_codes")
+    refused(root, r"no \.npy file found in .*official")
     shutil.rmtree(root / "imagenet384_labels")
     for uri in (root, root / "imagenet384_codes"):
         refused(uri, r"imagenet384_codes has no labels beside it: put imagenet384_labels/ there")

@@ -84,12 +84,14 @@ def test_folder_lists_its_images_by_id_and_class(tmp_path):
     assert rows[3]["uri"] == f"file://{root}/dog/a.JPEG"
 
 
-def test_folder_leaves_out_what_is_no_image_of_a_class(tmp_path):
+def test_folder_leaves_out_what_is_no_image_and_marks_an_image_without_a_class(tmp_path):
     root = write(tmp_path, "cat/a.png", "dog/b.png", "loose.png", "cat/.hidden.png", ".cache/c.png")
     write(root, "cat/notes.txt", "dog/.thumbs/b.png", "docs/readme.md")
-    listing, class_names = folder(root).list()
+    source = folder(root)
+    listing, class_names = source.list()
     assert class_names == ("cat", "dog")
-    assert listing["image_id"].to_pylist() == ["cat/a", "dog/b"]
+    assert listing["image_id"].to_pylist() == ["cat/a", "dog/b", "loose"]
+    assert [image.error for image in source.read(listing)] == ["", "", "no label: it lies in no class folder"]
 
 
 def test_folder_ids_do_not_depend_on_the_root_or_its_spelling(tmp_path, monkeypatch):
@@ -111,21 +113,19 @@ def test_folder_digest_sees_data_changed_in_place(tmp_path):
     assert listing_digest(*folder(root).list()) != before
 
 
-def test_folder_keeps_both_files_of_one_name(tmp_path):
-    root = write(tmp_path, "cat/a.jpg", "cat/a.png", "cat/a.PNG", "dog/b.png")
-    listing, _ = folder(root).list()
-    by_location = dict(zip(listing["location"].to_pylist(), listing["image_id"].to_pylist(), strict=True))
-    assert by_location == {
-        "cat/a.PNG": "cat/a",
-        "cat/a.png": "cat/a.png",
-        "cat/a.jpg": "cat/a.jpg",
-        "dog/b.png": "dog/b",
-    }
-
-
-def test_folder_ids_stay_unique_beside_a_double_extension(tmp_path):
-    root = write(tmp_path, "cat/a.png", "cat/a.jpg", "cat/a.jpg.png", "dog/b.png")
-    assert ids(folder(root)) == ["cat/a", "cat/a.jpg", "cat/a.jpg.png", "dog/b"]
+def test_of_files_with_one_id_the_first_stays_and_the_others_are_named(tmp_path):
+    root = write(tmp_path, "cat/a.jpg", "cat/a.png", "cat/a.PNG", "cat/a.png.webp", "dog/b.png")
+    images = list(folder(root).read(folder(root).list()[0]))
+    assert [(image.id, image.uri.rpartition("/")[2]) for image in images] == [
+        ("cat/a", "a.PNG"),
+        ("cat/a", "a.jpg"),
+        ("cat/a", "a.png"),
+        ("cat/a.png", "a.png.webp"),
+        ("dog/b", "b.png"),
+    ]
+    error = f"duplicate id: file://{root}/cat/a.PNG has it already; give it another"
+    assert [image.error for image in images] == ["", error, error, "", ""]
+    assert [bool(image.data) for image in images] == [True, False, False, True, True]
 
 
 def test_folder_follows_linked_class_folders(tmp_path):

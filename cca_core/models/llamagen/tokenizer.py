@@ -148,8 +148,8 @@ class Quantizer(nn.Module):
         return F.normalize(self.embedding.weight, dim=-1)
 
     def nearest(self, latents_ND: Tensor) -> Tensor:
-        """Index of the nearest code for normalised latents; the lowest index on exact ties."""
-        codes = self.codes()
+        """Index of the nearest code for normalised latents, in float32; the lowest index on exact ties."""
+        codes, latents_ND = self.codes().float(), latents_ND.float()
         distances = latents_ND.square().sum(1, keepdim=True) + codes.square().sum(1) - 2 * latents_ND @ codes.T
         return distances.argmin(1)
 
@@ -174,7 +174,7 @@ class VQTokenizer(ImageTokenizer):
         return self.quant_conv(self.encoder(images_BCHW))
 
     def encode(self, images_BCHW: Tensor) -> Tensor:
-        latents = F.normalize(self.latents(images_BCHW), dim=1).permute(0, 2, 3, 1)
+        latents = F.normalize(self.latents(images_BCHW).float(), dim=1).permute(0, 2, 3, 1)
         return self.quantize.nearest(latents.flatten(0, 2)).view(len(images_BCHW), -1)
 
     def decode(self, tokens_BL: Tensor) -> Tensor:

@@ -1,0 +1,69 @@
+"""Reads arguments, writes to the storage and the terminal: the ``cca data`` commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from cca_core.config import ConfigError
+from cca_core.store import Store
+from pipelines.lock import check_idle
+from pipelines.settings import Settings
+
+app = typer.Typer(no_args_is_help=True, help="Work on the data sets of a storage.")
+console = Console()
+
+
+@app.callback()
+def data() -> None:
+    """A group, however few its commands."""
+
+
+@app.command()
+def forget(
+    ids: Annotated[Path, typer.Option(help="Text file with one image id per line, as tokens/ has them.")],
+) -> None:
+    """Take images out of every data set derived from them, for good, and name the models that saw them.
+
+    Token data sets are written again without the images under a new digest; what cannot be cut out (references,
+    features) is deleted and made again by the next run. The images themselves are the owner's: delete them too, or
+    later runs leave them out by their ids.
+    """
+    from cca_core.stages.forget import forget as forget_images
+    from pipelines.tracking import Tracker
+
+    try:
+        wanted = [line.strip() for line in ids.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the ids in {ids} ({error}): give a text file with one id per line") from None
+    if not wanted:
+        raise ConfigError(f"{ids} holds no id: write one id per line")
+    settings = Settings()
+    store = Store(settings.storage)
+    store.check_writable()
+    check_idle(store)
+    done = forget_images(store, wanted, _say)
+    _say(f"{done.images} of {len(set(wanted))} ids were in the data sets of {store.uri}")
+    for old, new in done.rewritten.items():
+        _say(f"rewritten  {new or '(nothing left)'}  instead of {old}")
+    for uri in done.deleted:
+        _say(f"deleted    {uri}")
+    for note in done.notes:
+        _say(f"note       {note}")
+    for uri in done.pictures:
+        _say(f"picture    {uri} shows some real images: look whether one of them is among them")
+    digests = {digest for found in done.models.values() for digest in found}
+    versions = Tracker(settings).versions_of(digests) if digests else []
+    for name, version, aliases in versions:
+        _say(f"trained on them  models:/{name}/{version}{f' ({aliases})' if aliases else ''}")
+    if versions:
+        _say("Run the recipe again for a model that never saw them, then: cca promote VERSION")
+    elif done.images:
+        _say("No registered model saw them. Go on with: cca run RECIPE")
+
+
+def _say(text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
