@@ -270,7 +270,8 @@ class Workflow:
 
     def _on_log(self, record: dict[str, float]) -> None:
         step = int(record.get("step", 0))
-        self._logged_steps.add(step)
+        if "images" not in record:  # a point of a curve, not how far the images are
+            self._logged_steps.add(step)
         self.tracker.metrics(self._stage_run, record, step)
         self.progress.record(record)
 

@@ -3,7 +3,6 @@ how many images are bad."""
 
 from __future__ import annotations
 
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,13 +17,11 @@ from cca_core.manifest import FileEntry
 from cca_core.schema import IMAGES, QUARANTINE, tokens_schema
 from cca_core.stages.inputs import too_many_bad
 from cca_core.store import StageDirectory, shard_name
+from cca_core.train.pace import Pace
 from cca_core.workers.decode import found_table
 
 #: Directories of one digest whose shards have the same names. tokens/ is written last: its shard says that all are.
 SIBLINGS = ("images", "quarantine", "tokens")
-
-#: A progress record goes out this often, in seconds.
-RECORD_EVERY_S = 2.0
 
 
 class ShardWriter:
@@ -86,9 +83,8 @@ class Watch:
         self, recipe: Recipe, on_log: Callable[[dict[str, float]], None], *, total: int, done: int, errors: list[str]
     ) -> None:
         """``done`` images were finished by earlier attempts, which met ``errors``."""
-        self.recipe, self.on_log, self.total, self.done = recipe, on_log, total, done
-        self.errors = Counter(errors)
-        self.before, self.started, self.last = done, time.monotonic(), 0.0
+        self.recipe, self.total, self.done = recipe, total, done
+        self.errors, self.pace = Counter(errors), Pace(on_log, total, done)
 
     def parts(self, parts: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Hand on parts. Raises ConfigError as soon as the bad ones exceed ``source.max_bad_fraction`` of all."""
@@ -96,26 +92,9 @@ class Watch:
             yield part
             self.done += part["stop"] - part["start"]
             self.errors.update(error for error in found_table(part["found"]).column("error").to_pylist() if error)
-            self._record()
+            self.pace(self.done, bad_images=self.errors.total())
             self.check()
 
     def check(self) -> None:
         if self.errors.total() > self.recipe.source.max_bad_fraction * self.total:
             raise too_many_bad(self.recipe, self.errors, self.total)
-
-    def _record(self) -> None:
-        now = time.monotonic()
-        if now - self.last < RECORD_EVERY_S and self.done < self.total:
-            return
-        self.last = now
-        rate = (self.done - self.before) / (now - self.started)
-        self.on_log(
-            {
-                "step": self.done,
-                "images": self.done,
-                "share_done": self.done / self.total,
-                "images_per_s": rate,
-                "seconds_left": (self.total - self.done) / rate,
-                "bad_images": self.errors.total(),
-            }
-        )

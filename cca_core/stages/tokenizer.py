@@ -66,6 +66,7 @@ def train(
         seed=recipe.seed,
         device=pick_device(recipe.execution.device),
         on_epoch=on_epoch,
+        on_log=on_log,
     )
     write_bundle(directory, bundle_info(None, tokenizer, recipe, images.class_names, {}), None, tokenizer)
     directory.write_json(CURVE_NAME, curve)

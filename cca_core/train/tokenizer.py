@@ -19,6 +19,7 @@ from cca_core.models.base import CodeStep
 from cca_core.models.family import Family
 from cca_core.train.augment import shifted
 from cca_core.train.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
+from cca_core.train.pace import Pace
 
 COMMITMENT = 0.25
 #: Unused codes are moved every so many epochs, during this share of the training.
@@ -34,8 +35,11 @@ def train_tokenizer(
     seed: int,
     device: torch.device,
     on_epoch: Callable[[dict[str, float]], None],
+    on_log: Callable[[dict[str, float]], None] = lambda record: None,
 ) -> tuple[ImageTokenizer, dict[str, float]]:
     """Train on uint8 images [N, 3, S, S]; return the tokenizer in eval mode and what it reaches on held-out images.
+
+    ``on_epoch`` is given a point of the curve, ``on_log`` how far it is (``Pace``).
 
     The facts: mean squared error and PSNR (dB, for a range of 2) on held-out images, codes in use, parameters, seconds.
     """
@@ -50,7 +54,8 @@ def train_tokenizer(
         optimizer = build_optimizer(tokenizer, config.optim)
         steps_per_epoch = -(-len(images_NCHW) // config.batch_size)
         total = config.epochs * steps_per_epoch
-        step = 0
+        step, seen = 0, 0
+        pace = Pace(on_log, config.epochs * len(images_NCHW))
         for epoch in range(config.epochs):
             used = torch.zeros(config.codebook_size, dtype=torch.bool, device=device)
             squared_error = 0.0
@@ -65,7 +70,8 @@ def train_tokenizer(
                 optimizer.step()
                 used[codes.tokens_N] = True
                 squared_error += error.item() * len(rows)
-                step += 1
+                step, seen = step + 1, seen + len(rows)
+                pace(seen)
             if epoch % RESET_EVERY_EPOCHS == 0 and epoch < RESET_UNTIL * config.epochs:
                 _move_unused_codes(tokenizer, used, codes, generator)
             on_epoch(

@@ -48,7 +48,8 @@ def note(manifest: Manifest, directory: StageDirectory, recipe: Recipe) -> str:
         "tokenizer": imported
         or f"Trained on the images. Held-out images above their reconstructions: `{PICTURE}` under Artifacts. ",
         "tokens": f"{facts.get('num_images')} images of {source}, {facts.get('num_views')} view(s) each, as "
-        f"{facts.get('num_tokens')} tokens; {facts.get('quarantined')} in quarantine (`quarantine.json` says why)."
+        f"{facts.get('num_tokens')} tokens; {facts.get('quarantined')} in quarantine"
+        + (" (`quarantine.json` says why)." if facts.get("quarantined") else ".")
         + _reconstructed(facts)
         + "".join(f"\n- {test}: {found}" for test, found in facts.get("data_tests", {}).items())
         + "\n\n",

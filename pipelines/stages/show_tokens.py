@@ -32,7 +32,8 @@ def show_tokens(tracker: Tracker, run_id: str, directory: StageDirectory, manife
     met = pa.concat_tables(shard_tables(images))
     if recipe.source.kind != "codes":
         tracker.table(run_id, _formats(met), "formats.json")
-        figures["sizes.png"] = _sizes(met)
+        if len(set(zip(met["width"].to_pylist(), met["height"].to_pylist(), strict=True))) > 1:
+            figures["sizes.png"] = _sizes(met)
     for path, figure in figures.items():
         tracker.figure(run_id, figure, path)
         plt.close(figure)
