@@ -150,3 +150,22 @@ def test_folders_that_cannot_be_used_are_refused(tmp_path, names, says):
     assert says in result.stderr
     assert result.stderr.startswith("error: ")
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_forgotten_images_leave_every_data_set_and_the_models_that_saw_them_are_named(finished):
+    """The last of those that share a folder: it takes data away."""
+    folder, _ = finished
+    (folder / "ids.txt").write_text("dusk/07\nnoon/12\n")
+    result = cca(folder, "data", "forget", "--ids", "ids.txt")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "2 of 2 ids were in the data sets of" in result.stdout
+    assert "trained on them  models:/cca-tiny/1" in result.stdout
+    assert "models:/cca-tiny/2 (champion)" in result.stdout
+    found = manifests(folder)
+    assert found["tokens"].facts["num_images"] == 58
+    assert not {"reference", "features"} & set(found)
+    result = cca(folder, "run", str(TINY), *arguments("images"), "--only", "tokenizer")
+    assert result.returncode == 0, "what is left is a source as before"
+    result = cca(folder, "data", "forget", "--ids", "nowhere.txt")
+    assert result.returncode == 2
+    assert "cannot read the ids in nowhere.txt" in result.stderr
