@@ -80,6 +80,8 @@ class RayExecutor:
             return
         # One block per unit: Ray Data hands on whole blocks, and loses whole blocks.
         data = ray.data.from_items(list(units), override_num_blocks=len(units))
+        # A pool that waits for actors which the cluster has no room for would wait forever.
+        room = max(1, int(ray.cluster_resources().get("CPU", 1)) // len(workers))
         for worker in workers:
             actors = min(self.execution.num_actors if worker.runs_model else self.execution.num_readers, len(units))
             gpus = self._gpus(actors) if worker.runs_model else 0
@@ -88,7 +90,7 @@ class RayExecutor:
                 fn_constructor_args=(worker, {**arguments, "num_threads": self._threads(actors)}),
                 batch_size=1,
                 batch_format="pyarrow",
-                compute=ray.data.ActorPoolStrategy(size=actors),
+                compute=ray.data.ActorPoolStrategy(min_size=min(actors, room), max_size=actors),
                 num_cpus=1,
                 num_gpus=gpus,
             )

@@ -20,11 +20,11 @@ from tests.driver import TINY, Driver, cca, manifests, until
 from tests.unit.test_bundle import write as write_bundle
 
 ROUNDS = 20
-#: 113 shards of 16 images, each of which costs the encoder some tenths of a second.
+#: 225 shards of 8 images, each of which costs the encoder some tenths of a second.
 SETTINGS = {
     "tokens.image_size": "64",
     "tokens.batch_size": "8",
-    "tokens.rows_per_shard": "16",
+    "tokens.rows_per_shard": "8",
     "tokenizer.checkpoint": "vq",
 }
 COMPARED = ("tokens", "images", "quarantine", "conditions", "source")
