@@ -79,7 +79,8 @@ def run(
     plan = make_plan(load_recipe(recipe, set_), settings)
     console.print(f"{plan.recipe.name}: storage {plan.store.uri}", highlight=False, soft_wrap=True)
     workflow = Workflow(plan, settings, Progress(console))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's way of Ctrl-C
+    for name in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C, and a scheduler's way of it
+        signal.signal(name, lambda *_: workflow.stop())
     try:
         outcome = workflow.run(first=from_, only=only)
     except KeyboardInterrupt:

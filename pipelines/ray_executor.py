@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import threading
 import uuid
@@ -49,6 +50,7 @@ class RayExecutor:
         local = {} if self.address else {"num_cpus": max(4, self.cores), "include_dashboard": False}
         # Ray's C++ core warns about its own actors on the terminal; Python raises what matters.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        stopped = signal.getsignal(signal.SIGTERM)
         with _silent_stderr():
             ray.init(
                 address=self.address or "local",
@@ -57,6 +59,7 @@ class RayExecutor:
                 runtime_env={"env_vars": _worker_environment()} if self.address else None,
                 **local,
             )
+        signal.signal(signal.SIGTERM, stopped)  # Ray's own ends this process with a crash report
         for name in LIBRARIES:
             logging.getLogger(name).setLevel(logging.ERROR)
         context = ray.data.DataContext.get_current()

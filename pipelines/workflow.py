@@ -35,6 +35,8 @@ from pipelines.tracking import DIGEST, RUN_KEY, STAGE, STATE, Tracker
 
 #: Steps after the computing stages; cheap, and they look at the registry, so they run every time.
 LAST_STAGES = ("decide", "report", "register", "release")
+#: A running stage is looked after this often, in seconds.
+LOOK_EVERY_S = 0.2
 #: Unreadable images that the terminal names; quarantine/ and MLflow have all.
 SHOWN_BAD_IMAGES = 5
 
@@ -121,6 +123,7 @@ class Workflow:
             plan.store, plan.recipe.execution, settings.ray_address, self._on_log, progress.units
         )
         self.context = Context(plan.recipe, plan.store, plan.digests, self.executor)
+        self._stopped = threading.Event()
         self._stage_run = ""
         self._logged_steps: set[int] = set()
 
@@ -140,6 +143,7 @@ class Workflow:
             try:
                 for stage in self.plan.stages:
                     lock.check()
+                    self._check_stopped()
                     if only and stage.spec.name != only:
                         continue
                     self._stage(stage, parent_id)
@@ -157,6 +161,14 @@ class Workflow:
                 raise
             finally:
                 self.executor.stop()
+
+    def stop(self) -> None:
+        """End the run soon, from a signal handler: ``run`` raises KeyboardInterrupt where nothing is half-written."""
+        self._stopped.set()
+
+    def _check_stopped(self) -> None:
+        if self._stopped.is_set():
+            raise KeyboardInterrupt
 
     def _check_upstream(self, stage: str) -> None:
         if not stage:
@@ -256,17 +268,18 @@ class Workflow:
 
         # A daemon: a stage that was stopped, or is past its time, keeps no process alive.
         threading.Thread(target=work, name=name, daemon=True).start()
-        try:
-            return future.result(timeout_s)
-        except concurrent.futures.TimeoutError:
-            if future.done():
-                raise  # the stage's own TimeoutError
+        deadline = time.monotonic() + timeout_s
+        while not future.done() and time.monotonic() < deadline:
+            self._check_stopped()
+            concurrent.futures.wait([future], min(LOOK_EVERY_S, timeout_s))
+        if not future.done():
             self.executor.stop()
             raise StageTimeoutError(
                 f"{name} took longer than execution.stage_timeout_s={timeout_s:g}: raise it, or give the stage "
                 f"more workers; "
                 "what it finished is kept"
-            ) from None
+            )
+        return future.result()
 
     def _on_log(self, record: dict[str, float]) -> None:
         step = int(record.get("step", 0))
