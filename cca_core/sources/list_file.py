@@ -15,7 +15,7 @@ from pyarrow import json as jsonl
 from cca_core.config import ConfigError
 from cca_core.sources.base import FoundRows, RawImage, Source
 from cca_core.sources.files import no_file, open_folder, read_ranges, stamp_of, taken
-from cca_core.sources.listing import integers_or_strings
+from cca_core.sources.listing import check_columns, integers_or_strings
 
 EXTENSIONS = (".csv", ".jsonl", ".ndjson")
 #: Rows read at once; those of one file system are fetched together.
@@ -87,14 +87,9 @@ class ListSource(Source):
                     table = jsonl.read_json(file)
         except pa.ArrowInvalid as error:
             raise ConfigError(f"{config.uri} cannot be read as a list: {error}") from error
+        check_columns(config, table.column_names, config.uri, "uri_column", "label_column", "id_column")
         found = {}
-        for setting in ("uri_column", "label_column", "id_column"):
-            name = getattr(config, setting)
-            if name not in table.column_names and (name or setting != "id_column"):
-                raise ConfigError(
-                    f"{config.uri} has no column {name!r}: set source.{setting} to one of its columns, which are "
-                    f"{', '.join(table.column_names)}"
-                )
+        for name in (config.uri_column, config.label_column, config.id_column):
             if name:
                 column = integers_or_strings(table[name], name, config.uri).combine_chunks()
                 found[name] = column.cast(pa.string()) if name in texts else column

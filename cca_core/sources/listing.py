@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,6 +117,17 @@ def _parse_class_map(content: Any) -> ClassMap | None:
     if not all(len(pair) == 2 and all(isinstance(part, str) and part for part in pair) for pair in pairs_):
         return None
     return ClassMap(*(tuple(column) for column in zip(*pairs_, strict=True)))
+
+
+def check_columns(config: SourceConfig, names: Sequence[str], where: str, *settings: str) -> None:
+    """Refuse a table that lacks a column that the recipe names; only ``id_column`` may be left empty."""
+    for setting in settings:
+        name = getattr(config, setting)
+        if name not in names and (name or setting != "id_column"):
+            raise ConfigError(
+                f"{where} has no column {name!r}: set source.{setting} to one of its columns, which are "
+                f"{', '.join(names)}"
+            )
 
 
 def integers_or_strings(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:

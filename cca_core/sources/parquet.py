@@ -16,7 +16,7 @@ from fsspec import AbstractFileSystem
 from cca_core.config import ConfigError
 from cca_core.sources.base import FoundRows, RawImage, Source
 from cca_core.sources.files import IMAGE_EXTENSIONS, FoundFile, find_files, no_file, open_folder
-from cca_core.sources.listing import integers_or_strings
+from cca_core.sources.listing import check_columns, integers_or_strings
 
 #: Images decoded at once from a row group that is too large to keep.
 BATCH_ROWS = 256
@@ -102,13 +102,7 @@ class ParquetSource(Source):
     def _list_file(self, parquet: pq.ParquetFile, file: FoundFile) -> pa.Table:
         """label, id, path (both may be null), location, uri and stamp of every row."""
         config, schema = self.config, parquet.schema_arrow
-        for setting in ("image_column", "label_column", "id_column"):
-            name = getattr(config, setting)
-            if name not in schema.names and (name or setting != "id_column"):
-                raise ConfigError(
-                    f"{file.relative} has no column {name!r}: set source.{setting} to one of its "
-                    f"columns, which are {', '.join(schema.names)}"
-                )
+        check_columns(config, schema.names, file.relative, "image_column", "label_column", "id_column")
         bytes_column = self._image_column(schema, file.relative)
         image_type = schema.field(config.image_column).type
         has_path = bytes_column != config.image_column and image_type.get_field_index("path") >= 0

@@ -4,7 +4,7 @@ fast."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from cca_core.schema import FOUND
 from cca_core.sources import Source, open_source
 from cca_core.store import StageDirectory, table_bytes
 from cca_core.transforms import open_image, to_rgb, view_crops
+from cca_core.workers.codes import RecordedTokens
 from cca_core.workers.ranges import RangeWorker
 
 #: Images of one part where the encoder's device decides on the batch.
@@ -75,18 +76,16 @@ class DecodePart(RangeWorker):
 
     def run(self, *, start: int, stop: int) -> dict[str, Any]:
         images = list(decode_views(self.source, self.listing.slice(start, stop - start), self.recipe.tokens))
-        columns = {
-            "image_id": [image.id for image in images],
-            "uri": [image.uri for image in images],
-            "error": [image.error for image in images],
-            "label": [image.label for image in images],
-            "format": [image.format for image in images],
-            "mode": [image.mode for image in images],
-            "width": [image.width for image in images],
-            "height": [image.height for image in images],
-        }
+        kinds = [(image.format, image.mode, image.width, image.height) for image in images]
         pixels = b"".join(image.views_VSS3.tobytes() for image in images)
-        return {"start": start, "stop": stop, "found": table_bytes(pa.table(columns, schema=FOUND)), "pixels": pixels}
+        return {"start": start, "stop": stop, "found": found_bytes(images, kinds), "pixels": pixels}
+
+
+def found_bytes(images: Sequence[DecodedImage | RecordedTokens], kinds: Sequence[tuple[str, str, int, int]]) -> bytes:
+    """The rows of a part (schema ``FOUND``) as an Arrow file; ``kinds`` are format, mode, width and height."""
+    rows = [(i.id, i.uri, i.error, i.label, *kind) for i, kind in zip(images, kinds, strict=True)]
+    columns = zip(*rows, strict=True)
+    return table_bytes(pa.table([pa.array(c, f.type) for c, f in zip(columns, FOUND, strict=True)], schema=FOUND))
 
 
 def found_table(found: bytes) -> pa.Table:

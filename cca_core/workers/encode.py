@@ -7,7 +7,6 @@ import math
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from cca_core.config import Recipe
@@ -15,11 +14,11 @@ from cca_core.dataset import read_source
 from cca_core.generate import pad_rows, padded_batches
 from cca_core.models import load_tokenizer
 from cca_core.models.load import read_spec
-from cca_core.schema import FOUND
 from cca_core.sources import open_source
-from cca_core.store import StageDirectory, table_bytes
+from cca_core.store import StageDirectory
 from cca_core.train.distributed import pick_device
 from cca_core.workers.codes import read_codes
+from cca_core.workers.decode import found_bytes
 from cca_core.workers.ranges import RangeWorker
 
 #: A batch of the encoder where the recipe leaves it to the device.
@@ -92,15 +91,10 @@ class ReadCodesPart(RangeWorker):
                 codebook_size=self.spec.codebook_size,
             )
         )
-        columns = {
-            "image_id": [image.id for image in images],
-            "uri": [image.uri for image in images],
-            "error": [image.error for image in images],
-            "label": [image.label for image in images],
-            "format": ["codes"] * len(images),
-            "mode": [""] * len(images),
-            "width": [side] * len(images),
-            "height": [side] * len(images),
-        }
         tokens = b"".join(image.tokens_VL.tobytes() for image in images)
-        return {"start": start, "stop": stop, "found": table_bytes(pa.table(columns, schema=FOUND)), "tokens": tokens}
+        return {
+            "start": start,
+            "stop": stop,
+            "found": found_bytes(images, [("codes", "", side, side)] * len(images)),
+            "tokens": tokens,
+        }
