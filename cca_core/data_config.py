@@ -39,7 +39,8 @@ class SourceConfig:
     #: Column (parquet, list) or key in the .json (tar) of the label: an integer, or the name of a class.
     label_column: str = "label"
     #: Column that holds the image id (parquet, list); empty: the path in the image struct or the address, else
-    #: file:row.
+    #: file:row. Shards are ranges of sorted ids: for Parquet files whose paths are in random order, ``file:row`` asks
+    #: for ids in the order of the rows.
     id_column: str = ""
     #: Names of the classes by index; empty: those in ``class_map``, else those in the data.
     class_names: tuple[str, ...] = ()

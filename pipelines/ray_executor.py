@@ -27,8 +27,10 @@ from cca_core.train.distributed import pick_device, world
 from cca_core.workers.ranges import RangeWorker
 from pipelines.ray_errors import FINAL_ERRORS, Guarded, final_cause, report_of
 
-#: What may lie between the pools of a stage: enough that none waits, however large the data set.
-IN_FLIGHT_BYTES = 1 << 30
+#: What may lie between the pools of a stage, in units for each actor: enough that none waits, however many there are.
+UNITS_IN_FLIGHT = 8
+#: Never less, in bytes: reports are small, and a pool should not wait for room for one.
+MIN_IN_FLIGHT = 1 << 26
 
 LIBRARIES = ("ray", "ray.data", "ray.train")
 
@@ -65,10 +67,6 @@ class RayExecutor:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False  # the run shows its own
         context.print_on_execution_start = False
-        store_bytes = ray.cluster_resources().get("object_store_memory", 0)
-        context.execution_options.resource_limits = ray.data.ExecutionResources(
-            object_store_memory=min(IN_FLIGHT_BYTES, store_bytes / 2)
-        )
 
     def stop(self) -> None:
         if ray.is_initialized():
@@ -77,10 +75,15 @@ class RayExecutor:
             ray.shutdown()
 
     def map(
-        self, workers: Sequence[type[RangeWorker]], arguments: dict[str, Any], units: Sequence[dict[str, Any]]
+        self,
+        workers: Sequence[type[RangeWorker]],
+        arguments: dict[str, Any],
+        units: Sequence[dict[str, Any]],
+        unit_bytes: int = 0,
     ) -> Generator[dict[str, Any], None, None]:
         if not units:
             return
+        self._bound(unit_bytes * (self.execution.num_actors + self.execution.num_readers))
         # One block per unit: Ray Data hands on whole blocks, and loses whole blocks.
         data = ray.data.from_items(list(units), override_num_blocks=len(units))
         # A pool that waits for actors which the cluster has no room for would wait forever.
@@ -151,6 +154,14 @@ class RayExecutor:
                 return ray.get(remote.remote(job, arguments, queue, self._threads(1)))
             except RayError as error:
                 raise final_cause(error) from error
+
+    def _bound(self, bytes_per_round: int) -> None:
+        """Limit what lies between the pools of the next data set, of which all actors make ``bytes_per_round`` at a
+        time."""
+        room = ray.cluster_resources().get("object_store_memory", 0) / 2
+        ray.data.DataContext.get_current().execution_options.resource_limits = ray.data.ExecutionResources(
+            object_store_memory=min(max(MIN_IN_FLIGHT, UNITS_IN_FLIGHT * bytes_per_round), room)
+        )
 
     def _threads(self, workers: int) -> int:
         return max(1, self.cores // workers)

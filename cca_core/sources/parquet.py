@@ -6,14 +6,16 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
+from numpy.typing import NDArray
 
-from cca_core.config import ConfigError
+from cca_core.config import ConfigError, SourceConfig
 from cca_core.sources.base import FoundRows, RawImage, Source
 from cca_core.sources.files import IMAGE_EXTENSIONS, FoundFile, find_files, no_file, open_folder
 from cca_core.sources.listing import check_columns, integers_or_strings
@@ -22,6 +24,12 @@ from cca_core.sources.listing import check_columns, integers_or_strings
 BATCH_ROWS = 256
 #: Row groups up to this size are kept whole, for the images of the next part.
 KEPT_BYTES = 1 << 28
+#: Rows that one reader reads at a time, about; each such part reads all row groups that its rows lie in.
+PART_ROWS = 64
+#: A source is refused whose images would take reading this many bytes, and this many times its files.
+MAX_READ_BYTES, MAX_READ_TIMES = 100 << 30, 20
+#: ``source.id_column``: name images by their place, whatever path the files give them.
+FILE_ROW = "file:row"
 
 _EXTENSION = rf"(?i)\.({'|'.join(extension[1:] for extension in IMAGE_EXTENSIONS)})$"
 
@@ -29,8 +37,19 @@ _EXTENSION = rf"(?i)\.({'|'.join(extension[1:] for extension in IMAGE_EXTENSIONS
 class ParquetSource(Source):
     """One file, or a folder of files. A listing reads the labels and ids, never the images."""
 
+    #: Rows and bytes of each row group, by file.
+    _groups: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]
     #: (file, row group) and the image bytes of the row group that was read last.
     _kept: tuple[tuple[str, int], pa.ChunkedArray] | None = None
+
+    def __init__(self, config: SourceConfig) -> None:
+        self._by_row = config.id_column == FILE_ROW
+        super().__init__(replace(config, id_column="") if self._by_row else config)
+
+    def list(self) -> tuple[pa.Table, tuple[str, ...]]:
+        listing, names = super().list()
+        self._check_order(listing)
+        return listing, names
 
     def find(self) -> FoundRows:
         uri = self.config.uri
@@ -39,8 +58,12 @@ class ParquetSource(Source):
             raise no_file(self.config, ".parquet file", "correct source.uri, or source.kind")
         fs, _ = open_folder(uri)
         parts, embedded_names = [], set()
+        self._groups = {}
         for file in files:
             with _open(fs, file.path) as parquet:
+                groups = [parquet.metadata.row_group(group) for group in range(parquet.num_row_groups)]
+                rows, sizes = ([getattr(group, name) for group in groups] for name in ("num_rows", "total_byte_size"))
+                self._groups[file.relative] = np.array(rows, np.int64), np.array(sizes, np.int64)
                 parts.append(self._list_file(parquet, file))
                 embedded_names.add(_embedded_names(parquet, self.config.label_column))
         if len(embedded_names) > 1:
@@ -105,7 +128,8 @@ class ParquetSource(Source):
         check_columns(config, schema.names, file.relative, "image_column", "label_column", "id_column")
         bytes_column = self._image_column(schema, file.relative)
         image_type = schema.field(config.image_column).type
-        has_path = bytes_column != config.image_column and image_type.get_field_index("path") >= 0
+        in_struct = bytes_column != config.image_column and not self._by_row
+        has_path = in_struct and image_type.get_field_index("path") >= 0
         path_column = f"{config.image_column}.path" if has_path else ""
         wanted = (config.label_column, config.id_column, path_column)
         table = parquet.read(columns=[name for name in dict.fromkeys(wanted) if name])
@@ -142,6 +166,31 @@ class ParquetSource(Source):
             f"column {name!r} of {relative} is {kind}, not image bytes: set source.image_column to "
             "a column of type binary or struct<bytes, path>"
         )
+
+    def _check_order(self, listing: pa.Table) -> None:
+        """Refuse ids in an order that has nothing to do with that of the rows, where reading would take too long.
+
+        Shards are ranges of sorted ids, read in parts, and a part reads every row group that one of its rows is in.
+        """
+        bytes_of_all = sum(int(sizes.sum()) for _, sizes in self._groups.values())
+        offsets = np.cumsum([0, *(len(sizes) for _, sizes in self._groups.values())])
+        first = dict(zip(self._groups, offsets.tolist(), strict=False))
+        stops = {relative: np.cumsum(rows) for relative, (rows, _) in self._groups.items()}
+        split = (location.rpartition(":") for location in listing["location"].to_pylist())
+        groups = [first[file] + int(np.searchsorted(stops[file], int(row), "right")) for file, _, row in split]
+        sizes = np.concatenate([sizes for _, sizes in self._groups.values()])
+        kept, reading = -1, 0
+        for start in range(0, len(groups), PART_ROWS):
+            needed = sorted(set(groups[start : start + PART_ROWS]))
+            reading += int(sizes[[group for group in needed if group != kept]].sum())
+            kept = needed[-1] if sizes[needed[-1]] <= KEPT_BYTES else -1
+        if reading > max(MAX_READ_BYTES, MAX_READ_TIMES * bytes_of_all):
+            raise ConfigError(
+                f"the images of {self.config.uri} would take reading {reading >> 30} GiB, {reading // bytes_of_all} "
+                f"times its files, since the rows are not in the order of their ids or a row group is larger than "
+                f"{KEPT_BYTES >> 20} MiB: set source.id_column={FILE_ROW} to name images by file and row, or write the "
+                "files again, sorted by id, in smaller row groups"
+            )
 
     def _image_ids(self, rows: pa.Table) -> tuple[pa.ChunkedArray | pa.Array, pa.Array]:
         """The id of each row, and what is wrong with it."""

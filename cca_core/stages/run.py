@@ -29,12 +29,17 @@ class Executor(Protocol):
     on_progress: OnProgress
 
     def map(
-        self, workers: Sequence[type[RangeWorker]], arguments: dict[str, Any], units: Sequence[dict[str, Any]]
+        self,
+        workers: Sequence[type[RangeWorker]],
+        arguments: dict[str, Any],
+        units: Sequence[dict[str, Any]],
+        unit_bytes: int = 0,
     ) -> Generator[dict[str, Any], None, None]:
         """Run units through pools of workers, one pool per kind; yield the reports of the last as they end.
 
         What one kind makes of a unit is the next kind's unit. Workers are made once each from ``arguments`` (and
-        num_threads); a pool waits where the next one does not keep up. Who stops before the end closes the generator.
+        num_threads); a pool waits where the next one does not keep up, ``unit_bytes`` being the size of what it hands
+        on. Who stops before the end closes the generator.
         """
         ...
 
@@ -55,7 +60,11 @@ class LocalExecutor:
         self.num_threads = torch.get_num_threads()
 
     def map(
-        self, workers: Sequence[type[RangeWorker]], arguments: dict[str, Any], units: Sequence[dict[str, Any]]
+        self,
+        workers: Sequence[type[RangeWorker]],
+        arguments: dict[str, Any],
+        units: Sequence[dict[str, Any]],
+        unit_bytes: int = 0,
     ) -> Generator[dict[str, Any], None, None]:
         if not units:
             return

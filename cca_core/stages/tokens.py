@@ -20,7 +20,7 @@ from cca_core.stages.reconstructions import PICTURE, reconstruct, shown_images
 from cca_core.stages.run import Context
 from cca_core.stages.shards import SIBLINGS, ShardWriter, Watch
 from cca_core.store import StageDirectory, shard_name
-from cca_core.workers.decode import DecodePart, part_images
+from cca_core.workers.decode import DecodePart, part_bytes, part_images
 from cca_core.workers.encode import EncodePart, ReadCodesPart
 from cca_core.workers.ranges import RangeWorker, split_range
 
@@ -46,7 +46,7 @@ def run(stage: str, context: Context) -> Manifest:
     workers: list[type[RangeWorker]] = [DecodePart, EncodePart]
     if recipe.source.kind == "codes":
         workers = [ReadCodesPart]
-    with closing(context.executor.map(workers, arguments, parts)) as made:
+    with closing(context.executor.map(workers, arguments, parts, part_bytes(recipe.tokens))) as made:
         for part in watch.parts(made):
             writer.add(part, len(listing))
     files = {

@@ -31,6 +31,11 @@ def part_images(config: TokensConfig) -> int:
     return config.batch_size // math.gcd(config.batch_size, config.num_views) or PART_IMAGES
 
 
+def part_bytes(config: TokensConfig) -> int:
+    """Bytes of the pixels of one part."""
+    return part_images(config) * config.num_views * 3 * config.image_size**2
+
+
 @dataclass(frozen=True)
 class DecodedImage:
     """All views of one image, uint8 [V, S, S, 3], and what the file was; or ``error``, in words, and no views."""

@@ -21,7 +21,7 @@ class InOrder(LocalExecutor):
         self.order, self.killed_after = order, killed_after
 
     def map(
-        self, workers: Sequence[Any], arguments: dict[str, Any], units: Sequence[dict[str, Any]]
+        self, workers: Sequence[Any], arguments: dict[str, Any], units: Sequence[dict[str, Any]], unit_bytes: int = 0
     ) -> Iterator[dict[str, Any]]:
         made = [worker(num_threads=1, **arguments) for worker in workers]
         for done, unit in enumerate(self.order(list(units))):

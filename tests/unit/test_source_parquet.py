@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -275,3 +276,24 @@ def test_a_folder_without_parquet_or_with_a_broken_file_is_refused(tmp_path):
     (tmp_path / "half.parquet").write_bytes(b"PAR1 half")
     with pytest.raises(ConfigError, match=r"half.parquet is not a whole Parquet file"):
         source(tmp_path).list()
+
+
+def test_file_row_names_images_by_place_though_they_have_paths(tmp_path):
+    write(tmp_path / "f.parquet", {"image": images(["z.png", "a.png"]), "label": [0, 1]})
+    by_row = source(tmp_path, id_column="file:row")
+    assert listed(by_row) == [("f.parquet:000000000", 0), ("f.parquet:000000001", 1)]
+    assert [image.data for image in by_row.read(by_row.list()[0])] == [b"z.png", b"a.png"]
+
+
+def test_ids_in_random_order_are_refused_where_each_part_would_read_everything(tmp_path, monkeypatch):
+    rows = 6400
+    shuffled = [f"{number:05d}.png" for number in np.random.default_rng(0).permutation(rows)]
+    for name, paths in (("random", shuffled), ("sorted", sorted(shuffled))):
+        columns = {"image": images(paths), "label": [row % 2 for row in range(rows)]}
+        write(tmp_path / name / "f.parquet", columns, row_group_size=64)
+    # All of these files are small: what would be a hundred GiB of them is a MiB here.
+    monkeypatch.setattr("cca_core.sources.parquet.MAX_READ_BYTES", 1 << 20)
+    with pytest.raises(ConfigError, match=r"4\d times its files.*set source\.id_column=file:row"):
+        source(tmp_path / "random").list()
+    assert source(tmp_path / "random", id_column="file:row").list()[0].num_rows == rows
+    assert source(tmp_path / "sorted").list()[0].num_rows == rows
