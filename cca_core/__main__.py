@@ -98,8 +98,9 @@ def run(arguments: argparse.Namespace) -> None:
         on_log, lambda done, total: progress.show(f"  {stage_name}: {done}/{total}"), recipe.execution.device
     )
     context = Context(recipe, store, digests, executor)
-    last = COMMANDS[arguments.command][0]
-    for spec in active(recipe):
+    stages = active(recipe)
+    last = max(i for i, spec in enumerate(stages) if spec.folder == COMMANDS[arguments.command][0])
+    for spec in stages[: last + 1]:
         stage_name = spec.name
         reused = context.directory(spec.name).manifest() is not None
         start = time.perf_counter()
@@ -110,8 +111,6 @@ def run(arguments: argparse.Namespace) -> None:
         if spec.name == "tokens" and (bad := manifest.facts["quarantined"]):
             where = context.directory("tokens").sibling("quarantine").uri
             progress.show(f"  {bad} images cannot be read and are left out: see {where}", final=True)
-        if spec.name == last:
-            break
     if arguments.command in ("sample", "report"):
         print(markdown_table(table_rows(context)))
 
@@ -127,6 +126,9 @@ SHOWN = (
     "bad_images",
     "squared_error",
     "held_out_accuracy",
+    "trials_done",
+    "trials_left",
+    "best_distance",
 )
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from cca_core.data_config import STRICT, ConfigError, SourceConfig, TokensConfig, require
+from cca_core.sweep_config import SweepConfig
 
-__all__ = ["ConfigError", "ExecutionConfig", "Recipe", "SourceConfig", "TokensConfig"]
+__all__ = ["ConfigError", "ExecutionConfig", "Recipe", "SourceConfig", "SweepConfig", "TokensConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,19 +125,32 @@ class AlignConfig:
     __pydantic_config__: ClassVar = STRICT
     objective: Literal["cca", "dpo", "unlearning"] = "cca"
     beta: float = 0.1
-    lambda_: float = 1.5
-    #: Share of rows trained under the null condition (the official ``uncond_ratio``).
-    null_share: float = 0.1
+    #: Weight of the wrong conditions. ``auto`` follows the training: it starts at 1 and keeps the mean log-ratio of
+    #: right conditions at ``log_ratio_target``.
+    lambda_: float | Literal["auto"] = 1.5
+    #: In nats per token: the further below 0, the more likelihood the right conditions may lose to contrast.
+    log_ratio_target: float = -0.3
+    #: Share of rows trained under the null condition (the official ``uncond_ratio``). ``auto`` starts at half of
+    #: ``reference.null_share_max`` and follows the training, up to that, so that the null condition stays as likely as
+    #: it was (guidance needs it).
+    null_share: float | Literal["auto"] = 0.1
     #: Dropout of the policy; the reference has none. On few images it keeps the alignment from going too far.
     dropout: float = 0.1
     epochs: int = 12
     global_batch_size: int = 128
+    #: A gradient that is not finite ends the run, or is left out and counted (``skipped_steps``).
+    non_finite: Literal["stop", "skip"] = "stop"
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=3e-5))
 
     def __post_init__(self) -> None:
         require(self.beta > 0, "align.beta must be positive")
-        require(self.lambda_ >= 0, "align.lambda_ must not be negative")
-        require(0 <= self.null_share < 1, "align.null_share must lie in [0, 1)")
+        auto = "auto"
+        require(self.lambda_ == auto or self.lambda_ >= 0, "align.lambda_ must not be negative")
+        require(self.null_share == auto or 0 <= self.null_share < 1, "align.null_share must lie in [0, 1)")
+        require(
+            self.lambda_ != auto or self.objective != "dpo",
+            "align.lambda_=auto, but dpo has no lambda: give a number, which it does not look at",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,10 +231,16 @@ class ExecutionConfig:
     num_actors: int = 2
     #: Ray Data actors that read and decode images, one CPU each.
     num_readers: int = 2
-    #: Ray Train workers of base and alignment.
-    num_workers: int = 2
-    #: Rows per forward pass on one worker.
+    #: Ray Train workers of base and alignment; [min, max] takes as many as the cluster has room for, and follows it.
+    num_workers: int | tuple[int, int] = 2
+    #: Images per forward pass on one worker; memory grows with it.
     micro_batch_size: int = 32
+    #: How training is spread over workers: a whole copy of the model on each (ddp), or its state in shards (fsdp2).
+    sharding: Literal["ddp", "fsdp2"] = "ddp"
+    #: Compile the blocks of the model in training; costs a minute at the start, and a C++ compiler where they run.
+    compile: bool = False
+    #: Compute activations again in the backward pass: a third more work, far less memory.
+    activation_checkpointing: bool = False
     checkpoint_every_steps: int = 100
     log_every_steps: int = 5
     #: A stage that takes longer than this is ended and reported, in seconds.
@@ -230,10 +250,23 @@ class ExecutionConfig:
 
     def __post_init__(self) -> None:
         require(
-            min(self.num_actors, self.num_readers, self.num_workers) > 0,
+            min(self.num_actors, self.num_readers, self.min_workers) > 0,
             "execution.num_actors, num_readers and num_workers must be positive",
         )
+        require(
+            self.min_workers <= self.max_workers,
+            f"execution.num_workers=[{self.min_workers}, {self.max_workers}] is the smallest and the largest number: "
+            "turn them round",
+        )
         require(self.micro_batch_size > 0, "execution.micro_batch_size must be positive")
+
+    @property
+    def min_workers(self) -> int:
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,12 +278,16 @@ class Recipe:
     #: Model family of the tokenizer and the model: ``llamagen`` or ``var``.
     family: str = "llamagen"
     seed: int = 0
+    #: What the model computes in while it is trained and scored; weights, updates and log-probs are float32 in both.
+    #: bfloat16 is what GPUs are fast in.
+    precision: Literal["float32", "bfloat16"] = "float32"
     source: SourceConfig = field(default_factory=SourceConfig)
     tokens: TokensConfig = field(default_factory=TokensConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     base: BaseConfig = field(default_factory=BaseConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     align: AlignConfig = field(default_factory=AlignConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     decide: DecideConfig = field(default_factory=DecideConfig)
@@ -278,8 +315,20 @@ class Recipe:
                 f"remove {key}",
             )
         require(
-            self.align.null_share <= self.reference.null_share_max,
+            self.align.null_share == "auto" or self.align.null_share <= self.reference.null_share_max,
             f"align.null_share={self.align.null_share} exceeds "
             f"reference.null_share_max={self.reference.null_share_max}, "
             "so the reference would lack rows: raise reference.null_share_max",
         )
+        if self.sweep.enabled:
+            require(
+                max(self.sweep.null_shares) <= self.reference.null_share_max,
+                f"sweep.null_shares has {max(self.sweep.null_shares)}, above "
+                f"reference.null_share_max={self.reference.null_share_max}, so the reference would lack rows: raise "
+                "reference.null_share_max",
+            )
+            require(
+                self.sweep.epochs <= self.align.epochs,
+                f"sweep.epochs={self.sweep.epochs} exceeds align.epochs={self.align.epochs}, whose reference the "
+                "trials read: lower it, or leave it at 0 for as many",
+            )

@@ -50,9 +50,12 @@ class TokenDataset:
         hashes_N: uint64, of the image ids; what every draw is a function of.
         labels_N: int64.
         held_out_N: bool, images that training never sees.
+        fraction: the share of the other images that training sees. Their number N stays, and so does every draw: the
+            reference of the whole data set is that of a share of it.
     """
 
-    def __init__(self, directory: StageDirectory) -> None:
+    def __init__(self, directory: StageDirectory, *, fraction: float = 1.0) -> None:
+        self.fraction = fraction
         self.manifest = valid_manifest(directory)
         self.num_views: int = self.manifest.facts["num_views"]
         self.num_tokens: int = self.manifest.facts["num_tokens"]
@@ -78,7 +81,7 @@ class TokenDataset:
 
     @property
     def train_images(self) -> NDArray[np.int64]:
-        return np.flatnonzero(~self.held_out_N)
+        return np.flatnonzero(~self.held_out_N & pairs.within_fraction(self.hashes_N, self.fraction))
 
     def tokens(self, images: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.int64]:
         """Tokens int64 [n, L] of these (image, view) pairs."""

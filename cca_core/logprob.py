@@ -19,9 +19,10 @@ CHUNK_ELEMENTS = 1 << 24
 class _TokenLogp(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_NC: Tensor, weight_VC: Tensor, bias_V: Tensor | None, tokens_N: Tensor, chunk: int
+        ctx: Any, hidden_BLC: Tensor, weight_VC: Tensor, bias_V: Tensor | None, tokens_BL: Tensor, chunk: int
     ) -> Tensor:
-        logp_N = torch.empty(len(tokens_N), dtype=torch.float32, device=hidden_NC.device)
+        logp_BL = torch.empty(tokens_BL.shape, dtype=torch.float32, device=hidden_BLC.device)
+        hidden_NC, tokens_N, logp_N = hidden_BLC.flatten(0, 1), tokens_BL.flatten(), logp_BL.view(-1)
         logsumexp_N = torch.empty_like(logp_N)
         for start in range(0, len(tokens_N), chunk):
             rows = slice(start, start + chunk)
@@ -30,11 +31,11 @@ class _TokenLogp(torch.autograd.Function):
             logp_N[rows] = logits.gather(1, tokens_N[rows, None])[:, 0] - logsumexp_N[rows]
         ctx.save_for_backward(hidden_NC, weight_VC, bias_V, tokens_N, logsumexp_N)
         ctx.chunk = chunk
-        return logp_N
+        return logp_BL  # no view: FSDP2 hooks onto it
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
-        (grad_N,) = grads
+        grad_N = grads[0].flatten()
         hidden_NC, weight_VC, bias_V, tokens_N, logsumexp_N = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden_NC) if ctx.needs_input_grad[0] else None
         # Chunks add up in float32 at least: bfloat16 would lose the small ones.
@@ -55,7 +56,8 @@ class _TokenLogp(torch.autograd.Function):
             if grad_weight is not None:
                 grad_weight += grad_logits.T @ hidden_NC[rows]
         narrow = [g.to(weight_VC.dtype) if g is not None else None for g in (grad_weight, grad_bias)]
-        return grad_hidden, *narrow, None, None
+        grad_BLC = grad_hidden.view(*grads[0].shape, -1) if grad_hidden is not None else None
+        return grad_BLC, *narrow, None, None
 
 
 def token_logp(
@@ -66,7 +68,11 @@ def token_logp(
     bias_V: Tensor | None = None,
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> Tensor:
-    """log softmax(hidden @ weight.T + bias) at ``tokens``: float32 [B, L] in nats, whatever the dtype of the model."""
+    """log softmax(hidden @ weight.T + bias) at ``tokens``: float32 [B, L] in nats, whatever the dtype of the model (or
+    of autocast)."""
+    kind = hidden_BLC.device.type
+    if torch.is_autocast_enabled(kind):  # which does not look into a function of our own
+        hidden_BLC, weight_VC = (x.to(torch.get_autocast_dtype(kind)) for x in (hidden_BLC, weight_VC))
+        bias_V = bias_V if bias_V is None else bias_V.to(weight_VC.dtype)
     chunk = max(1, chunk_elements // weight_VC.shape[0])
-    flat = _TokenLogp.apply(hidden_BLC.flatten(0, 1), weight_VC, bias_V, tokens_BL.flatten(), chunk)
-    return flat.view(tokens_BL.shape)
+    return _TokenLogp.apply(hidden_BLC, weight_VC, bias_V, tokens_BL, chunk)

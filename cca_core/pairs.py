@@ -32,6 +32,7 @@ class Purpose(IntEnum):
     ORDER = 5
     SAMPLE = 6
     CROP = 7
+    FRACTION = 8
 
 
 def philox(counter: Sequence[NDArray[U32] | int], key: int) -> tuple[NDArray[U32], ...]:
@@ -66,6 +67,11 @@ def uniform(hashes_N: NDArray[U64], *, seed: int, epoch: int, purpose: Purpose) 
 def held_out(hashes_N: NDArray[U64], fraction: float) -> NDArray[np.bool_]:
     """The rows that training never sees; the same for every seed, so that runs compare."""
     return uniform(hashes_N, seed=0, epoch=0, purpose=Purpose.SPLIT) < fraction
+
+
+def within_fraction(hashes_N: NDArray[U64], fraction: float) -> NDArray[np.bool_]:
+    """A share of the rows; the same for every seed, and a smaller share lies within a larger one."""
+    return uniform(hashes_N, seed=0, epoch=0, purpose=Purpose.FRACTION) < fraction
 
 
 def views(hashes_N: NDArray[U64], num_views: int, *, seed: int, epoch: int) -> NDArray[np.int64]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from cca_core.config import ConfigError
 
@@ -87,8 +88,14 @@ def _build(cls: Any, data: dict[str, Any], where: str = "") -> Any:
     return cls(**values)
 
 
-def _check_value(value: Any, wanted: Any, name: str) -> None:
+def _check_value(value: Any, wanted: Any, name: str, or_word: str = "") -> None:
     """Refuse a value of another kind than the field's: a number for a text, a word that is no choice."""
+    if get_origin(wanted) in (UnionType, Union):
+        # A value, or a list of them or a word in its place.
+        one, other = get_args(wanted)
+        if get_origin(other) is not Literal:
+            return _check_value(value, other if isinstance(value, (list, tuple)) else one, name)
+        return None if value in get_args(other) else _check_value(value, one, name, f" or {get_args(other)[0]}")
     if get_origin(wanted) is Literal:
         ok, kind = value in get_args(wanted), f"one of {', '.join(get_args(wanted))}"
     elif get_origin(wanted) is tuple:
@@ -104,4 +111,4 @@ def _check_value(value: Any, wanted: Any, name: str) -> None:
         ok = isinstance(value, accepted) and (wanted is bool or not isinstance(value, bool))
         kind = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}[wanted]
     if not ok:
-        raise ConfigError(f"recipe key {name}: {value!r} is not {kind}")
+        raise ConfigError(f"recipe key {name}: {value!r} is not {kind}{or_word}")

@@ -169,7 +169,7 @@ def status(
     )
     table = Table("stage", "state", "digest", "directory")
     for stage in made.stages:
-        uri = made.store.directory(stage.spec.name, stage.digest).uri
+        uri = made.store.directory(stage.spec.folder, stage.digest).uri
         table.add_row(stage.spec.name, "finished" if stage.done else stage.why, stage.digest[:12], uri)
     console.print(table)
     registry = Registry(tracker, settings.registered_model(loaded.name))

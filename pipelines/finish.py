@@ -13,6 +13,8 @@ from cca_core.manifest import Manifest, stage_digest
 from cca_core.parse import as_dict
 from cca_core.stages import Context
 from cca_core.stages.evaluate import PICTURES, best_cfg, load_results
+from cca_core.stages.graph import candidates, rank_of, ranked
+from cca_core.stages.sweep import chosen
 from cca_core.stages.table import table_rows
 from cca_core.store import StageDirectory
 from cca_core.workers.sample import grid_file
@@ -31,6 +33,7 @@ from pipelines.stages.report import (
     sample_panels,
 )
 from pipelines.stages.show import table_columns
+from pipelines.stages.show_sweep import SHOWN_TRIALS, trial_lines
 from pipelines.stages.show_tokens import lineage
 from pipelines.tracking import DIGEST, Registry, Tracker
 
@@ -48,9 +51,12 @@ class Finish:
         self.parent_id, self.progress = parent_id, progress
         self.registry = Registry(tracker, settings.registered_model(context.recipe.name))
         self.baseline = load_results(context.directory("baseline"))
-        self.evaluated = load_results(context.directory("evaluate"))
+        evaluated = {name: load_results(context.directory(name)) for name in candidates(context.recipe, "evaluate")}
+        # Of the candidates that a sweep chose, the gate judges the best.
+        best = min(evaluated, key=lambda name: evaluated[name]["rows"][0]["mean"]["distance"])
+        self.rank, self.evaluated = rank_of(best), evaluated[best]
         self.champion = self._champion_to_beat()
-        upstream = {name: context.digests[name] for name in ("baseline", "evaluate")}
+        upstream = {name: context.digests[name] for name in ("baseline", *evaluated)}
         upstream |= {"champion": self.champion[0]} if self.champion else {}
         self._section = as_dict(context.recipe.decide)
         self._upstream = upstream
@@ -71,7 +77,7 @@ class Finish:
         rows = table_rows(self.context)
         directory = self._directory("report")
         if directory.manifest() is None:
-            text = report_markdown(self.context.recipe.name, decision, self.evaluated, rows)
+            text = report_markdown(self.context.recipe.name, decision, self.evaluated, rows, self._swept())
             panels = sample_panels(self._panels())
             self._commit(directory, {REPORT: text.encode(), PLOT: png(fidelity_diversity(rows)), SAMPLES: png(panels)})
         for name in (REPORT, PLOT, SAMPLES):
@@ -93,7 +99,7 @@ class Finish:
             self.registry,
             run_id=self.parent_id,
             base=self.context.directory("base"),
-            aligned=self.context.directory("align"),
+            aligned=self.context.directory(ranked("align", self.rank)),
             baseline_rows=self.baseline["rows"],
             candidate_rows=self.evaluated["rows"],
             decision=decision,
@@ -116,13 +122,23 @@ class Finish:
         if champion is None or champion.tags.get(FEATURES) != self.context.digests["features"]:
             return None
         digest = champion.tags.get(DIGEST, "")
-        if digest.split(":")[0] in (self.context.digests["base"], self.context.digests["align"]):
+        own = ("base", *candidates(self.context.recipe, "align"))
+        if digest.split(":")[0] in {self.context.digests[name] for name in own}:
             return None
         return digest, {"distance": float(champion.tags["cca.metric.distance"])}
 
+    def _swept(self) -> list[str]:
+        """Which trial of the sweep the judged candidate was, and the best trials, for the report."""
+        if not self.context.recipe.sweep.enabled:
+            return []
+        directory = self.context.directory("sweep")
+        says = f"The candidate has the settings of rank {self.rank}: {chosen(directory, self.rank).label()}."
+        return ["", "## The sweep", "", says, "", *trial_lines(load_results(directory)["trials"], SHOWN_TRIALS)]
+
     def _panels(self) -> dict[str, bytes]:
         """Pictures of the same classes and seeds, one below the other."""
-        baseline, evaluate = self.context.directory("baseline"), self.context.directory("evaluate")
+        baseline = self.context.directory("baseline")
+        evaluate, label = self.context.directory(ranked("evaluate", self.rank)), self.evaluated["rows"][0]["label"]
         guided = best_cfg(self.baseline["rows"])
         calls = {row["label"]: row["cost"]["calls_per_image"] for row in table_rows(self.context)}
         index = self.baseline["rows"].index(guided)
@@ -130,7 +146,7 @@ class Finish:
             **{title: baseline.read_bytes(name) for title, name in PICTURES.items()},
             f"base, guidance-free ({calls['base']} model calls per image)": baseline.read_bytes(grid_file(0)),
             f"{guided['label']} ({calls[guided['label']]} calls)": baseline.read_bytes(grid_file(index)),
-            f"aligned, guidance-free ({calls['aligned']} calls)": evaluate.read_bytes(grid_file(0)),
+            f"{label}, guidance-free ({calls[label]} calls)": evaluate.read_bytes(grid_file(0)),
         }
 
     def _directory(self, stage: str) -> StageDirectory:

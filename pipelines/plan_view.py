@@ -6,6 +6,7 @@ from rich.table import Table
 
 from cca_core.config import Recipe
 from cca_core.models import family
+from cca_core.stages.grid import trials
 from cca_core.stages.sizes import Sizes
 from pipelines.workflow import Plan
 
@@ -47,6 +48,7 @@ def size_lines(recipe: Recipe, sizes: Sizes, gpu_bytes: int) -> list[str]:
         ("model calls per image", f"{sizes.calls_guided} guided, {sizes.calls_free} without guidance once aligned"),
         ("tokens/", _data(sizes, sizes.tokens_bytes)),
         ("reference/", _reference(recipe, sizes)),
+        *([("sweep", _sweep(recipe))] if recipe.sweep.enabled else []),
         ("features, in memory", f"at least {_data(sizes, sizes.features_bytes)}: the stage holds every image decoded"),
     ]
     found, gpu = sizes.spread, units(gpu_bytes)
@@ -54,7 +56,7 @@ def size_lines(recipe: Recipe, sizes: Sizes, gpu_bytes: int) -> list[str]:
     return [
         "Sizes",
         *(f"  {name:<24} {value}" for name, value in lines),
-        f"Memory of one align worker on a GPU: float32, micro-batches of {rows}",
+        f"Memory of one align worker on a GPU: {recipe.precision}, micro-batches of {rows}",
         *(f"  {name:<24} {units(part):>8}" for name, part in found.memory.parts.items()),
         f"  {'in all':<24} {units(found.memory.total_bytes):>8} of {gpu}",
         *(f"  {line}" for line in _spread(recipe, sizes)),
@@ -89,15 +91,26 @@ def _reference(recipe: Recipe, sizes: Sizes) -> str:
     return f"{_data(sizes, sizes.reference_bytes)} for {_count(recipe.align.epochs, 'epoch')}"
 
 
+def _sweep(recipe: Recipe) -> str:
+    """What trains: early stopping leaves half of the trials after each evaluation but the last."""
+    sweep, running = recipe.sweep, len(trials(recipe))
+    count, trained = running, 0.0
+    for _ in range(sweep.evaluations):
+        trained += running / sweep.evaluations
+        running = -(-running // 2)
+    cost = trained * sweep.fraction * (sweep.epochs or recipe.align.epochs) / recipe.align.epochs
+    return f"{count} trials, about {cost:.2g} times the work of align; then align for the best {sweep.keep}"
+
+
 def _spread(recipe: Recipe, sizes: Sizes) -> list[str]:
     """How the step fits, and what would make it fit."""
     found, smaller = sizes.spread, sizes.spread.micro_batch_size_with_ddp
     if found.kind == "DDP":
         steps = _count(sizes.micro_batches, "micro-batch", "micro-batches")
-        workers = _count(recipe.execution.num_workers, "worker")
+        workers = _count(recipe.execution.max_workers, "worker")
         return [f"It fits with DDP: {workers} (execution.num_workers), each a whole copy and {steps} per step."]
     if found.kind:
-        lines = [f"It needs FSDP2 over {found.gpus} GPUs (not in this release)."]
+        lines = [f"It needs FSDP2 over {found.gpus} GPUs or more: execution.sharding=fsdp2."]
     else:
         lines = ["It fits no number of such GPUs: the activations of one micro-batch are never spread."]
     if smaller:

@@ -19,6 +19,9 @@ SHOWN = {
     "images_per_s": "{:.4g} images/s",
     "seconds_left": "{:.0f} s left",
     "bad_images": "{:.0f} bad",
+    "trials_done": "{:.0f} trials done",
+    "trials_left": "{:.0f} to go",
+    "best_distance": "best distance {:.2f}",
 }
 #: A log that is not a terminal gets a line this often.
 PLAIN_EVERY_S = 5.0
@@ -52,9 +55,9 @@ class Progress:
         self._moving(f"{done}/{total} units{left}")
 
     def record(self, record: dict[str, float]) -> None:
-        """A record of a training curve, or of how far the images are."""
+        """A record of a training curve, or of how far the images or the trials are."""
         shown = {name: value for name, value in record.items() if name in SHOWN}
-        if "images" in shown:  # whose count is the step of its metrics
+        if {"images", "trials_done"} & set(shown):  # whose count is the step of its metrics
             shown.pop("step", None)
         self._moving(", ".join(text.format(shown[name]) for name, text in SHOWN.items() if name in shown))
 

@@ -16,16 +16,19 @@ import ray
 import torch
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.exceptions import RayError
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, get_preemption_info
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cca_core.config import ConfigError, ExecutionConfig
 from cca_core.stages.run import OnLog, OnProgress
 from cca_core.store import Store
-from cca_core.train.distributed import pick_device, world
+from cca_core.train.distributed import GPU_BACKEND, pick_device, world
+from cca_core.train.fit import Hooks
 from cca_core.workers.ranges import RangeWorker
 from pipelines.ray_errors import FINAL_ERRORS, Guarded, final_cause, report_of
+from pipelines.tune import run_trials
 
 #: What may lie between the pools of a stage, in units for each actor: enough that none waits, however many there are.
 UNITS_IN_FLIGHT = 8
@@ -112,8 +115,8 @@ class RayExecutor:
             del rows, data
 
     def train(self, job: Callable[..., None], arguments: dict[str, Any]) -> None:
-        workers = self.execution.num_workers
-        queue = Queue(actor_options={"num_cpus": 0})
+        workers = self.execution.max_workers
+        queue = _queue()
         name = f"{job.__name__}-{uuid.uuid4().hex[:12]}"
         path = f"{self.store.root}/ray_train"
         trainer = TorchTrainer(
@@ -126,9 +129,11 @@ class RayExecutor:
                 "device": self.execution.device,
             },
             scaling_config=ScalingConfig(
-                num_workers=workers, use_gpu=self._gpus(workers) > 0, resources_per_worker={"CPU": 1}
+                num_workers=self.execution.num_workers,
+                use_gpu=self._gpus(workers) > 0,
+                resources_per_worker={"CPU": 1},
             ),
-            torch_config=TorchConfig(backend="nccl" if self._gpus(workers) else "gloo"),
+            torch_config=TorchConfig(backend=GPU_BACKEND if self._gpus(workers) else "gloo"),
             run_config=RunConfig(
                 name=name,
                 storage_path=path,
@@ -142,18 +147,48 @@ class RayExecutor:
                 trainer.fit()
             except RayError as error:
                 errors.append(final_cause(error))
-        self.store.fs.rm(f"{path}/{name}", recursive=True)
+        if self.store.fs.exists(f"{path}/{name}"):  # not where training never began: its own error is what counts
+            self.store.fs.rm(f"{path}/{name}", recursive=True)
         if errors:
             raise errors[0]
 
     def call(self, job: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        queue = Queue(actor_options={"num_cpus": 0})
+        queue = _queue()
         remote = ray.remote(num_cpus=1, num_gpus=self._gpus(1), max_retries=self.execution.max_retries)(call_worker)
         with _Drain(queue, self.on_log, []):
             try:
                 return ray.get(remote.remote(job, arguments, queue, self._threads(1)))
             except RayError as error:
                 raise final_cause(error) from error
+
+    def trials(
+        self,
+        job: Callable[..., dict[str, Any]],
+        arguments: dict[str, Any],
+        units: Sequence[dict[str, Any]],
+        on_end: Callable[[dict[str, Any]], None],
+    ) -> None:
+        if not units:
+            return
+        queue = _queue()
+        errors: list[BaseException] = []
+        with _Drain(queue, on_end, errors):
+            try:
+                run_trials(
+                    job,
+                    arguments,
+                    units,
+                    queue,
+                    self.store,
+                    gpus=self._gpus(1),
+                    # Ray on this machine has more logical CPUs than there are cores.
+                    max_concurrent=None if self.address else self.cores,
+                    max_retries=self.execution.max_retries,
+                )
+            except RayError as error:
+                errors.append(final_cause(error))
+        if errors:
+            raise errors[0]
 
     def _bound(self, bytes_per_round: int) -> None:
         """Limit what lies between the pools of the next data set, of which all actors make ``bytes_per_round`` at a
@@ -176,6 +211,12 @@ class RayExecutor:
                 "execution.device=cuda, but the Ray cluster has no GPU: use auto or cpu, or add a GPU node"
             )
         return min(1.0, available / workers)
+
+
+def _queue() -> Queue:
+    """A queue on the driver's own node: Ray puts it on any, and those of the workers may be lost or taken away."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
 
 class _Drain:
@@ -219,8 +260,10 @@ def train_worker(config: dict[str, Any]) -> None:
             if group.rank == 0:
                 config["queue"].put(record)
 
+        # A node that will be taken away: the train state is saved, and Ray Train goes on elsewhere.
+        hooks = Hooks(on_log=on_log, preempted=lambda: get_preemption_info() is not None)
         try:
-            config["job"](world=group, on_log=on_log, **config["arguments"])
+            config["job"](world=group, hooks=hooks, **config["arguments"])
         except FINAL_ERRORS as error:
             # Reported rather than raised: Ray Train would try again what cannot succeed.
             if group.rank == 0:

@@ -3,6 +3,7 @@ truth."""
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import tempfile
@@ -18,6 +19,7 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from PIL import Image
 from requests.exceptions import RequestException
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
@@ -134,9 +136,10 @@ class Tracker:
         self.client.set_terminated(run_id, status)
 
     def kill_stale(self, parent_id: str) -> list[str]:
-        """Mark stage runs that a dead driver left open as KILLED; return their names."""
+        """Mark stage runs that a dead driver left open as KILLED, and the trials below them; return their names."""
         stale = [run for run in self.stage_runs(parent_id) if run.info.status == "RUNNING"]
         for run in stale:
+            self.kill_stale(run.info.run_id)
             self.end(run.info.run_id, "KILLED")
         return [run.info.run_name or "" for run in stale]
 
@@ -177,6 +180,11 @@ class Tracker:
 
     def figure(self, run_id: str, figure: Any, path: str) -> None:
         self._view(lambda: self.client.log_figure(run_id, figure, path))
+
+    def image(self, run_id: str, png: bytes, key: str, step: int) -> None:
+        """A picture at a step, for the UI's grid of images; artifacts have it too."""
+        picture = Image.open(io.BytesIO(png)).convert("RGB")
+        self._view(lambda: self.client.log_image(run_id, picture, key=key, step=step))
 
     def table(self, run_id: str, columns: dict[str, list[Any]], path: str) -> None:
         self._view(lambda: self.client.log_table(run_id, columns, path))

@@ -71,7 +71,8 @@ class Plan:
 
 def run_key(recipe: Recipe, inputs: dict[str, str]) -> str:
     """Identity of a run: the recipe without what computes nothing, and its inputs as they are now."""
-    config = {name: value for name, value in as_dict(recipe).items() if name not in ("execution", "expect")}
+    computes_nothing = {"execution", "expect", *([] if recipe.sweep.enabled else ["sweep"])}
+    config = {name: value for name, value in as_dict(recipe).items() if name not in computes_nothing}
     return hashlib.sha256(json.dumps([config, inputs], sort_keys=True).encode()).hexdigest()
 
 
@@ -84,13 +85,13 @@ def make_plan(recipe: Recipe, settings: Settings) -> Plan:
     check_checkpoints(recipe, store.directory("base", digests["base"]))
     stages = []
     for spec in active(recipe):
-        directory = store.directory(spec.name, digests[spec.name])
+        directory = store.directory(spec.folder, digests[spec.name])
         done = directory.manifest() is not None
         if done:
             why = "same configuration and input as before"
         elif store.fs.exists(directory.path):
             why = "begun, not finished: goes on with what is missing"
-        elif store.fs.exists(f"{store.root}/{spec.name}"):
+        elif store.fs.exists(f"{store.root}/{spec.folder}"):
             why = "configuration, code or input is new"
         else:
             why = "first time in this storage"
@@ -225,6 +226,16 @@ class Workflow:
         self.tracker.tag(parent_id, f"cca.stage.{name}", f"run {self._stage_run}")
         self.progress.end_stage(name, "adopted" if planned.done else f"{time.monotonic() - started:.1f} s")
         self._say_quarantine(name, manifest)
+        self._say_winner(name, manifest.facts)
+
+    def _say_winner(self, name: str, facts: dict[str, Any]) -> None:
+        if name != "sweep":
+            return
+        own = f"{facts['own_distance']:.2f} with" if "own_distance" in facts else "none with"
+        self.progress.line(
+            f"     best of {facts['trials']} trials, {facts['failed_trials']} of which failed: {facts['winner']}; "
+            f"distance {facts['winner_distance']:.2f}, {own} the recipe's own settings"
+        )
 
     def _say_quarantine(self, name: str, manifest: Manifest) -> None:
         """Name the images that were left out; a run goes on without them, but not silently."""

@@ -45,14 +45,19 @@ class Driver:
     """A running `cca run` (or another verb) whose output can be waited for."""
 
     def __init__(
-        self, folder: Path, *arguments: str, verb: tuple[str, ...] = ("run", str(TINY)), own_session: bool = False
+        self,
+        folder: Path,
+        *arguments: str,
+        verb: tuple[str, ...] = ("run", str(TINY)),
+        own_session: bool = False,
+        env: dict[str, str] | None = None,
     ) -> None:
         self.lines: list[str] = []
         self.changed = threading.Condition()
         self.process = subprocess.Popen(
             command(*verb, *arguments),
             cwd=folder,
-            env=environment(),
+            env=environment(env),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -24,11 +24,12 @@ __all__ = [
 
 
 def alignment_objective(config: AlignConfig) -> Objective:
-    """The objective a recipe's align section names."""
+    """The objective a recipe's align section names. An adaptive lambda is 1 here; the loop sets it."""
+    lambda_ = 1.0 if config.lambda_ == "auto" else config.lambda_
     if config.objective == "cca":
-        return CCA(beta=config.beta, lambda_=config.lambda_)
+        return CCA(beta=config.beta, lambda_=lambda_)
     if config.objective == "dpo":
         return DPO(beta=config.beta)
     if config.objective == "unlearning":
-        return Unlearning(lambda_=config.lambda_)
+        return Unlearning(lambda_=lambda_)
     raise ConfigError(f"unknown objective {config.objective!r}: cca, dpo or unlearning")

@@ -1,17 +1,26 @@
-"""Reads tokens/, the base and its reference, writes align/: the aligned bundle and its curve."""
+"""Reads tokens/, the base and its reference (and sweep/, for the settings), writes align/: the aligned bundle and its
+curve."""
 
 from __future__ import annotations
+
+from dataclasses import asdict
 
 from cca_core.bundle import INFO_NAME, MODEL_NAME, TOKENIZER_NAME
 from cca_core.manifest import Manifest
 from cca_core.stages.base import training_facts
+from cca_core.stages.graph import rank_of
+from cca_core.stages.grid import with_settings
 from cca_core.stages.run import Context
+from cca_core.stages.sweep import chosen
 from cca_core.train.jobs import CURVE_NAME, train_aligned
 from cca_core.train.train_state import TrainStates
 
 
 def run(stage: str, context: Context) -> Manifest:
-    directory, recipe = context.directory(stage), context.recipe
+    directory, recipe, facts = context.directory(stage), context.recipe, {}
+    if recipe.sweep.enabled:
+        settings = chosen(context.directory("sweep"), rank_of(stage))
+        recipe, facts = with_settings(recipe, settings), {"settings": asdict(settings)}
     arguments = {
         "directory": directory,
         "recipe": recipe,
@@ -21,6 +30,6 @@ def run(stage: str, context: Context) -> Manifest:
     }
     context.executor.train(train_aligned, arguments)
     names = [INFO_NAME, MODEL_NAME, TOKENIZER_NAME, CURVE_NAME]
-    manifest = context.commit(stage, context.entries(stage, names), facts=training_facts(directory))
+    manifest = context.commit(stage, context.entries(stage, names), facts=training_facts(directory) | facts)
     TrainStates(directory).remove()
     return manifest

@@ -68,7 +68,7 @@ def import_base(
     write_bundle(
         directory,
         bundle_info(model, tokenizer, recipe, class_names(tokens), {"base": directory.digest}),
-        model,
+        model.state_dict(),
         tokenizer,
     )
     return {"imported": 1}

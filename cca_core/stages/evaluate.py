@@ -19,6 +19,7 @@ from cca_core.metrics.cost import measure_cost
 from cca_core.metrics.features import measure
 from cca_core.models import load_model, load_tokenizer, to_uint8
 from cca_core.stages.features import columns, real_features
+from cca_core.stages.graph import rank_of, ranked
 from cca_core.stages.run import Context, counted
 from cca_core.store import StageDirectory
 from cca_core.train.distributed import pick_device
@@ -35,7 +36,7 @@ BATCHES_PER_UNIT = 4
 
 def run(stage: str, context: Context) -> Manifest:
     directory, recipe = context.directory(stage), context.recipe
-    samplers = baseline_samplers(context) if stage == "baseline" else candidate_samplers(context)
+    samplers = baseline_samplers(context) if stage == "baseline" else candidate_samplers(context, rank_of(stage))
     ranges = split_range(recipe.evaluate.num_samples, BATCHES_PER_UNIT * recipe.evaluate.batch_size)
     units = [
         {"sampler": index, "seed": seed, "start": a, "stop": b}
@@ -100,12 +101,13 @@ def baseline_samplers(context: Context) -> list[Sampler]:
     ]
 
 
-def candidate_samplers(context: Context) -> list[Sampler]:
+def candidate_samplers(context: Context, rank: int) -> list[Sampler]:
     """The aligned model, guidance-free, at temperature 1 and at the others the recipe names."""
-    uri, config = context.directory("align").uri, context.recipe.evaluate
+    uri, config = context.directory(ranked("align", rank)).uri, context.recipe.evaluate
+    name = "aligned" if rank == 1 else f"aligned {rank}"
     return [
-        Sampler("aligned", uri, Sampling()),
-        *(Sampler(f"aligned, temperature {t:g}", uri, Sampling(temperature=t)) for t in config.aligned_temperatures),
+        Sampler(name, uri, Sampling()),
+        *(Sampler(f"{name}, temperature {t:g}", uri, Sampling(temperature=t)) for t in config.aligned_temperatures),
     ]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from cca_core.config import Recipe
 from cca_core.manifest import stage_digest
 from cca_core.parse import as_dict
+from cca_core.stages.grid import shared, trials
 
 #: Sections are JSON-ready: they enter digests and manifests.
 Section = dict[str, Any]
@@ -25,6 +26,30 @@ class StageSpec:
     #: One line for people: what it makes.
     makes: str
 
+    @property
+    def folder(self) -> str:
+        """Where its directories lie, and the stage that their manifests name."""
+        return folder_of(self.name)
+
+
+def folder_of(stage: str) -> str:
+    """Candidates of a sweep's lower ranks (align-2, evaluate-2) are directories beside the first's."""
+    return stage.partition("-")[0]
+
+
+def ranked(stage: str, rank: int) -> str:
+    """The stage of the candidate with that rank in the sweep; without one there is only the first."""
+    return stage if rank == 1 else f"{stage}-{rank}"
+
+
+def candidates(recipe: Recipe, stage: str) -> list[str]:
+    """The stages, align or evaluate, of all candidates of a recipe, by rank."""
+    return [ranked(stage, rank) for rank in range(1, (recipe.sweep.keep if recipe.sweep.enabled else 1) + 1)]
+
+
+def rank_of(stage: str) -> int:
+    return int(stage.partition("-")[2] or 1)
+
 
 def _pick(config: Any, *names: str) -> Section:
     values = as_dict(config)
@@ -34,6 +59,10 @@ def _pick(config: Any, *names: str) -> Section:
 def _evaluate(recipe: Recipe, *names: str) -> Section:
     common = ("num_samples", "seeds", "real", "batch_size", "neighbour", "cost_images")
     return _pick(recipe.evaluate, *common, *names)
+
+
+def _run(recipe: Recipe) -> Section:
+    return {"seed": recipe.seed, "precision": recipe.precision}
 
 
 def _image_section(recipe: Recipe) -> Section:
@@ -56,11 +85,11 @@ def _tokenizer_section(recipe: Recipe) -> Section:
 def _base_section(recipe: Recipe) -> Section:
     if recipe.base.checkpoint:
         return _pick(recipe.base, "weights")
-    return {"family": recipe.family, "base": as_dict(recipe.base), "seed": recipe.seed}
+    return {"family": recipe.family, "base": as_dict(recipe.base), "seed": recipe.seed, "precision": recipe.precision}
 
 
 #: In the order in which they run. ``source``, ``tokenizer_checkpoint`` and ``base_checkpoint`` are outside: the digest
-#: of the source's listing, the sha256 of a file. sweep and safety will stand before align and decide.
+#: of the source's listing, the sha256 of a file. safety will stand before decide; ``active`` adds sweep before align.
 STAGES: tuple[StageSpec, ...] = (
     StageSpec(
         "tokenizer",
@@ -104,7 +133,7 @@ STAGES: tuple[StageSpec, ...] = (
         lambda r: {
             "null_share_max": r.reference.null_share_max,
             "epochs": r.align.epochs,
-            "seed": r.seed,
+            **_run(r),
         },
         "log-probs of the frozen base, cached as columns",
     ),
@@ -112,7 +141,7 @@ STAGES: tuple[StageSpec, ...] = (
         "align",
         1,
         ("base", "tokens", "reference"),
-        lambda r: {"align": as_dict(r.align), "seed": r.seed},
+        lambda r: {"align": as_dict(r.align), **_run(r)},
         "the aligned candidate",
     ),
     StageSpec(
@@ -125,17 +154,67 @@ STAGES: tuple[StageSpec, ...] = (
 )
 
 
+def _sweep(recipe: Recipe) -> StageSpec:
+    config, chosen = recipe.sweep, trials(recipe)
+    return StageSpec(
+        "sweep",
+        1,
+        ("base", "tokens", "reference", "features", "baseline"),
+        # What the trials are, not the lists they come from; keep chooses among their results.
+        lambda r: {
+            "trials": [as_dict(settings) for settings in chosen],
+            "align": shared(r.align),
+            "epochs": config.epochs or r.align.epochs,
+            **_pick(config, "fraction", "evaluations", "num_samples", "seeds"),
+            **_pick(r.evaluate, "real", "batch_size", "neighbour"),
+            **_run(r),
+        },
+        f"{len(chosen)} settings of align, tried on {config.fraction:.0%} of the training images",
+    )
+
+
+def _with_sweep(stages: list[StageSpec], recipe: Recipe) -> list[StageSpec]:
+    """The sweep before the candidates that it chooses, one for each rank that is kept."""
+    found: list[StageSpec] = []
+    for spec in stages:
+        if spec.name not in ("align", "evaluate"):
+            found.append(spec)
+            continue
+        if spec.name == "align":
+            found.append(_sweep(recipe))
+        found += [_candidate(spec, name) for name in candidates(recipe, spec.name)]
+    return found
+
+
+def _candidate(spec: StageSpec, name: str) -> StageSpec:
+    rank = rank_of(name)
+    upstream = tuple(ranked(part, rank) if part == "align" else part for part in spec.upstream)
+    spec = replace(spec, name=name, upstream=upstream)
+    if spec.folder != "align":
+        return spec
+    return replace(
+        spec,
+        upstream=(*upstream, "sweep"),
+        section=lambda r: {"align": shared(r.align), "epochs": r.align.epochs, "rank": rank, **_run(r)},
+        makes=f"the candidate aligned with the settings of rank {rank} in the sweep",
+    )
+
+
 def active(recipe: Recipe) -> tuple[StageSpec, ...]:
     """The stages of this recipe, each with what it really depends on: no reference columns where the frozen model runs
     in the loop; a tokenizer that is imported owes nothing to the images; features of reconstructions, where the source
-    has codes and no images, depend on the tokenizer."""
+    has codes and no images, depend on the tokenizer; a sweep, where it is on, chooses what is aligned.
+
+    Raises ConfigError for a sweep with fewer trials than it should keep.
+    """
     stages = [s for s in STAGES if s.name != "reference" or recipe.reference.mode == "cached"]
     upstream = {}
     if recipe.tokenizer.checkpoint:
         upstream["tokenizer"] = ("tokenizer_checkpoint",)
     if recipe.source.kind == "codes":
         upstream["features"] = ("source", "tokenizer")
-    return tuple(replace(s, upstream=upstream.get(s.name, s.upstream)) for s in stages)
+    stages = [replace(s, upstream=upstream.get(s.name, s.upstream)) for s in stages]
+    return tuple(_with_sweep(stages, recipe) if recipe.sweep.enabled else stages)
 
 
 def upstream_of(spec: StageSpec, digests: dict[str, str]) -> dict[str, str]:

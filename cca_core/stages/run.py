@@ -11,10 +11,11 @@ import torch
 
 from cca_core.config import Recipe
 from cca_core.manifest import FileEntry, Manifest
-from cca_core.stages.graph import StageSpec, active, upstream_of
+from cca_core.stages.graph import StageSpec, active, folder_of, upstream_of
 from cca_core.stages.inputs import keep_source
 from cca_core.store import StageDirectory, Store
 from cca_core.train.distributed import pick_device, world
+from cca_core.train.fit import Hooks
 from cca_core.workers.ranges import RangeWorker
 
 OnLog = Callable[[dict[str, float]], None]
@@ -44,11 +45,22 @@ class Executor(Protocol):
         ...
 
     def train(self, job: Callable[..., None], arguments: dict[str, Any]) -> None:
-        """Run ``job(world=..., on_log=..., **arguments)`` on all ranks of a process group."""
+        """Run ``job(world=..., hooks=..., **arguments)`` on all ranks of a process group."""
         ...
 
     def call(self, job: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """Run ``job(on_log=..., **arguments)`` once and return its result."""
+        ...
+
+    def trials(
+        self,
+        job: Callable[..., dict[str, Any]],
+        arguments: dict[str, Any],
+        units: Sequence[dict[str, Any]],
+        on_end: Callable[[dict[str, Any]], None],
+    ) -> None:
+        """Run ``job(**arguments, **unit)`` for each unit, each in one process with an accelerator of its own where
+        there are some; ``on_end`` is given its report. As many at once as there is room for."""
         ...
 
 
@@ -77,11 +89,22 @@ class LocalExecutor:
     def train(self, job: Callable[..., None], arguments: dict[str, Any]) -> None:
         torch.set_num_threads(self.num_threads)
         with world(pick_device(self.device)) as group:
-            job(world=group, on_log=self.on_log, **arguments)
+            job(world=group, hooks=Hooks(on_log=self.on_log), **arguments)
 
     def call(self, job: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         torch.set_num_threads(self.num_threads)
         return job(on_log=self.on_log, **arguments)
+
+    def trials(
+        self,
+        job: Callable[..., dict[str, Any]],
+        arguments: dict[str, Any],
+        units: Sequence[dict[str, Any]],
+        on_end: Callable[[dict[str, Any]], None],
+    ) -> None:
+        torch.set_num_threads(self.num_threads)
+        for unit in units:
+            on_end(job(**arguments, **unit))
 
 
 @dataclass(frozen=True)
@@ -94,7 +117,7 @@ class Context:
     executor: Executor
 
     def directory(self, stage: str) -> StageDirectory:
-        return self.store.directory(stage, self.digests[stage])
+        return self.store.directory(folder_of(stage), self.digests[stage])
 
     def source(self) -> StageDirectory:
         """source/ with the listing that was planned, kept for the stages by the first that asks."""
@@ -114,7 +137,7 @@ class Context:
         """Write the manifest of a stage from its spec, its files and its facts."""
         spec = spec_of(stage, self.recipe)
         manifest = Manifest(
-            stage=stage,
+            stage=spec.folder,
             code_version=spec.code_version,
             digest=self.digests[stage],
             config=spec.section(self.recipe),
@@ -149,5 +172,5 @@ def run_stage(stage: str, context: Context) -> Manifest:
     done = context.directory(stage).manifest()
     if done is not None:
         return done
-    module = "evaluate" if stage == "baseline" else stage
+    module = "evaluate" if stage == "baseline" else folder_of(stage)
     return import_module(f"cca_core.stages.{module}").run(stage, context)

@@ -19,7 +19,7 @@ from cca_core.schema import REFERENCE, token_dtype
 from cca_core.sources import open_source
 from cca_core.stages.expected import released_spec
 from cca_core.stages.inputs import tokenizer_spec
-from cca_core.train.memory import Spread, num_parameters, spread
+from cca_core.train.memory import Spread, StepOptions, num_parameters, spread
 
 #: Mean bytes of an image's id where the images are not there, as ImageNet's are: n01440764/n01440764_10026.
 ID_BYTES = 25
@@ -88,13 +88,17 @@ def plan_sizes(recipe: Recipe, *, gpu_bytes: int, missing: Collection[str] = ())
         calls_guided=calls_per_image(model, Sampling(cfg_scale=recipe.evaluate.cfg_scales[0])),
         calls_free=calls_per_image(model, Sampling()),
         micro_batch_size=micro_batch_size,
-        micro_batches=-(-micro_batches // execution.num_workers),
+        micro_batches=-(-micro_batches // execution.max_workers),
         spread=spread(
             model,
             gpu_bytes,
+            StepOptions(
+                dropout=align.dropout > 0,
+                frozen_model=not cached,
+                checkpointing=execution.activation_checkpointing,
+                bfloat16=recipe.precision == "bfloat16",
+            ),
             micro_batch_size=micro_batch_size,
-            dropout=align.dropout > 0,
-            frozen_model=not cached,
         ),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cca_core.stages.evaluate import load_results
+from cca_core.stages.graph import candidates
 from cca_core.stages.run import Context
 
 #: Column title -> how a result row fills it.
@@ -21,8 +22,9 @@ COLUMNS = {
 
 
 def table_rows(context: Context) -> list[dict[str, Any]]:
-    """All result rows, the base's first."""
-    return [row for stage in ("baseline", "evaluate") for row in load_results(context.directory(stage))["rows"]]
+    """All result rows, the base's first, then those of the candidates by their rank in the sweep."""
+    stages = ("baseline", *candidates(context.recipe, "evaluate"))
+    return [row for stage in stages for row in load_results(context.directory(stage))["rows"]]
 
 
 def cells(rows: list[dict[str, Any]]) -> list[list[str]]:

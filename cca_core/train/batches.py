@@ -4,8 +4,9 @@ of ranks."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from cca_core import pairs
 from cca_core.dataset import ReferenceColumns, TokenDataset
 from cca_core.models.conditions import ClassConditions, Conditions, scorer
 from cca_core.objectives.base import Batch, sequence_logps
+from cca_core.train.distributed import autocast
+
+T = TypeVar("T")
 
 
 class Reference(Protocol):
@@ -41,17 +45,31 @@ class OnlineReference:
 
     model: nn.Module
     conditions: Conditions = field(default_factory=ClassConditions)
+    precision: str = "float32"
 
     @torch.no_grad()
     def fill(self, batch: Batch, epoch: int, images: NDArray[np.int64]) -> Batch:
         device = next(self.model.parameters()).device
-        pos, neg = sequence_logps(scorer(self.model, self.conditions), to_device(batch, device))
+        with autocast(device, self.precision):
+            pos, neg = sequence_logps(scorer(self.model, self.conditions), to_device(batch, device))
         return replace(batch, ref_pos_B=pos.cpu(), ref_neg_B=neg.cpu())
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    tensors = {name: value.to(device) for name, value in vars(batch).items() if value is not None}
-    return replace(batch, **tensors)
+    """The batch on the device; copied to a GPU while it computes."""
+    tensors = {name: value for name, value in vars(batch).items() if value is not None}
+    if device.type == "cuda":
+        tensors = {name: value.pin_memory() for name, value in tensors.items()}
+    return replace(batch, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The items, each made by another thread while the one before it is used."""
+    with ThreadPoolExecutor(1) as pool:
+        made = pool.submit(next, items, None)
+        while (item := made.result()) is not None:
+            made = pool.submit(next, items, None)
+            yield item
 
 
 class BatchSource:
@@ -94,6 +112,10 @@ class BatchSource:
             )
         return self._order[1][within * self.global_batch_size : (within + 1) * self.global_batch_size]
 
+    def num_micro_batches(self, step: int, world_size: int) -> int:
+        """Micro-batches of every rank in a step."""
+        return -(-len(self.images(step)) // (self.micro_batch_size * world_size))
+
     def micro_batches(self, step: int, *, rank: int, world_size: int) -> Iterator[tuple[int, Batch]]:
         """This rank's micro-batches of a step with their numbers, dealt round robin.
 
@@ -101,8 +123,7 @@ class BatchSource:
         """
         images = self.images(step)
         epoch = step // self.steps_per_epoch
-        count = -(-len(images) // self.micro_batch_size)
-        for round_ in range(-(-count // world_size)):
+        for round_ in range(self.num_micro_batches(step, world_size)):
             number = round_ * world_size + rank
             mine = images[number * self.micro_batch_size : (number + 1) * self.micro_batch_size]
             yield number, self._batch(epoch, mine, filler=images[:1])

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from cca_core import pairs
 from cca_core.bundle import BundleInfo, Part, bundle_files
@@ -15,19 +14,20 @@ from cca_core.dataset import ReferenceColumns, TokenDataset, class_names
 from cca_core.models import ARImageModel, ImageTokenizer, family, load_model, load_tokenizer
 from cca_core.objectives import Likelihood, alignment_objective
 from cca_core.store import StageDirectory
+from cca_core.train.adaptive import controls
 from cca_core.train.batches import BatchSource, CachedReference, OnlineReference, Reference
-from cca_core.train.distributed import World
-from cca_core.train.fit import FitResult, fit
+from cca_core.train.checks import check_reference
+from cca_core.train.distributed import World, full_state_dict
+from cca_core.train.fit import FitResult, Hooks, fit
 from cca_core.train.train_state import TrainStates
 
-OnLog = Callable[[dict[str, float]], None]
 CURVE_NAME = "curve.json"
 
 
 def train_base(
     *,
     world: World,
-    on_log: OnLog,
+    hooks: Hooks,
     directory: StageDirectory,
     recipe: Recipe,
     tokens: StageDirectory,
@@ -61,20 +61,21 @@ def train_base(
         epochs=recipe.base.epochs,
         dropout=recipe.base.dropout,
         world=world,
+        execution=recipe.execution,
+        precision=recipe.precision,
         states=TrainStates(directory),
-        checkpoint_every_steps=recipe.execution.checkpoint_every_steps,
-        log_every_steps=recipe.execution.log_every_steps,
-        on_log=on_log,
+        hooks=hooks,
     )
+    weights = full_state_dict(model)
     if world.rank == 0:
         info = bundle_info(model, tokenizer, recipe, class_names(tokens), {"base": directory.digest})
-        write_bundle(directory, info, model, tokenizer, result)
+        write_bundle(directory, info, weights, tokenizer, result)
 
 
 def train_aligned(
     *,
     world: World,
-    on_log: OnLog,
+    hooks: Hooks,
     directory: StageDirectory,
     recipe: Recipe,
     tokens: StageDirectory,
@@ -83,24 +84,23 @@ def train_aligned(
 ) -> None:
     """Align the base guidance-free and write the aligned bundle (rank 0). Without a reference directory the frozen
     model runs in the loop."""
-    dataset = TokenDataset(tokens)
     model = load_model(base.uri)
-    source: Reference
-    if reference is not None:
-        source = CachedReference(ReferenceColumns(reference))
-    else:
-        source = OnlineReference(load_model(base.uri, device=str(world.device)))
-    batches = BatchSource(
-        dataset,
-        seed=recipe.seed,
-        global_batch_size=recipe.align.global_batch_size,
-        micro_batch_size=recipe.execution.micro_batch_size,
-        null_label=model.spec.null_label,
-        null_share=recipe.align.null_share,
-        null_purpose=pairs.Purpose.NULL,
-        reference=source,
-    )
-    result = fit(
+    batches = alignment_batches(recipe, TokenDataset(tokens), base, reference, model.spec.null_label, world)
+    result = fit_aligned(model, recipe, batches, world, TrainStates(directory), hooks)
+    weights = full_state_dict(model)
+    if world.rank == 0:
+        digests = {"base": base.digest, "align": directory.digest, "tokens": tokens.digest}
+        tokenizer = load_tokenizer(base.uri)
+        info = bundle_info(model, tokenizer, recipe, class_names(tokens), digests)
+        write_bundle(directory, info, weights, tokenizer, result)
+
+
+def fit_aligned(
+    model: ARImageModel, recipe: Recipe, batches: BatchSource, world: World, states: TrainStates, hooks: Hooks
+) -> FitResult:
+    """Align ``model``, which is the base, in place as the recipe says: at full scale, or a trial of a sweep."""
+    check_reference(model, batches, world, recipe.precision)
+    return fit(
         model,
         alignment_objective(recipe.align),
         batches,
@@ -108,16 +108,40 @@ def train_aligned(
         epochs=recipe.align.epochs,
         dropout=recipe.align.dropout,
         world=world,
-        states=TrainStates(directory),
-        checkpoint_every_steps=recipe.execution.checkpoint_every_steps,
-        log_every_steps=recipe.execution.log_every_steps,
-        on_log=on_log,
+        execution=recipe.execution,
+        precision=recipe.precision,
+        non_finite=recipe.align.non_finite,
+        controls=controls(recipe),
+        states=states,
+        hooks=hooks,
     )
-    if world.rank == 0:
-        digests = {"base": base.digest, "align": directory.digest, "tokens": tokens.digest}
-        tokenizer = load_tokenizer(base.uri)
-        info = bundle_info(model, tokenizer, recipe, class_names(tokens), digests)
-        write_bundle(directory, info, model, tokenizer, result)
+
+
+def alignment_batches(
+    recipe: Recipe,
+    dataset: TokenDataset,
+    base: StageDirectory,
+    reference: StageDirectory | None,
+    null_label: int,
+    world: World,
+) -> BatchSource:
+    """The batches of an alignment with their reference log-probs: cached, or of the frozen base in the loop."""
+    source: Reference
+    if reference is not None:
+        source = CachedReference(ReferenceColumns(reference))
+    else:
+        source = OnlineReference(load_model(base.uri, device=str(world.device)), precision=recipe.precision)
+    return BatchSource(
+        dataset,
+        seed=recipe.seed,
+        global_batch_size=recipe.align.global_batch_size,
+        micro_batch_size=recipe.execution.micro_batch_size,
+        null_label=null_label,
+        # Where it is adaptive, the loop sets it.
+        null_share=0.0 if recipe.align.null_share == "auto" else recipe.align.null_share,
+        null_purpose=pairs.Purpose.NULL,
+        reference=source,
+    )
 
 
 def bundle_info(
@@ -141,13 +165,12 @@ def bundle_info(
 def write_bundle(
     directory: StageDirectory,
     info: BundleInfo,
-    model: ARImageModel | None,
+    weights: dict[str, Tensor] | None,
     tokenizer: ImageTokenizer,
     result: FitResult | None = None,
 ) -> None:
-    """Write a bundle and the training curve into a stage directory."""
+    """Write a bundle and the training curve into a stage directory; ``weights`` are the model's, None without one."""
     if result is not None:
         directory.write_json(CURVE_NAME, result.curve)
-    model_tensors: dict[str, Any] | None = model.state_dict() if model is not None else None
-    for name, data in bundle_files(info, model_tensors, tokenizer.state_dict()).items():
+    for name, data in bundle_files(info, weights, tokenizer.state_dict()).items():
         directory.write_bytes(name, data)

@@ -1,11 +1,12 @@
 """Reads and writes nothing: what one worker of the alignment step holds in memory, from the sizes alone.
 
-Training is float32 throughout (parameters, gradients, moments and activations, no autocast), four bytes a number.
+Parameters, gradients and moments are float32, four bytes a number. Activations are counted as float32 too, which is
+more than they are in bfloat16.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -33,6 +34,17 @@ class StepMemory:
         return sum(self.parts.values())
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepOptions:
+    """What else of a recipe decides on memory: ``frozen_model`` is the reference in the loop, ``checkpointing`` that
+    activations are computed again, ``bfloat16`` the precision."""
+
+    dropout: bool
+    frozen_model: bool = False
+    checkpointing: bool = False
+    bfloat16: bool = False
+
+
 @dataclass(frozen=True)
 class Spread:
     """How the alignment step fits: a whole copy of the model per worker (DDP), or its state over GPUs (FSDP2)."""
@@ -46,9 +58,7 @@ class Spread:
     micro_batch_size_with_ddp: int = 0
 
 
-def step_memory(
-    model: ARImageModel, *, micro_batch_size: int, dropout: bool, frozen_model: bool = False, gpus: int = 1
-) -> StepMemory:
+def step_memory(model: ARImageModel, options: StepOptions, *, micro_batch_size: int, gpus: int = 1) -> StepMemory:
     """The memory of one worker that aligns ``model`` (on the meta device) on micro-batches of b images, 2 b rows.
 
     With P parameters, R of them outside the blocks and K in the largest block, in floats:
@@ -57,15 +67,16 @@ def step_memory(
         weights     P                       P / n
         gradients   P                       P / n
         AdamW       2 P                     2 P / n
-        exchange    P (DDP's buckets)       2 R + 3 K: weights of two blocks gathered, gradients of one not yet
-                                            scattered, and those outside the blocks, which stay
+        exchange    0: gradients lie in     2 R + 3 K: weights of two blocks gathered, gradients of one not yet
+                    DDP's buckets           scattered, and those outside the blocks, which stay
         frozen      P (reference: online)   P / n
+        bfloat16    P / 2: autocast's copies of the weights, kept for the backward pass
 
-    Activations are the family's (``activation_bytes``) for 2 b rows. Logits are three chunks (new, old, gradient) of
-    at most CHUNK_ELEMENTS numbers, and twice the gradient of the output layer while it is summed.
+    Activations are the family's (``activation_bytes``) for 2 b rows; with checkpointing, those of one block and the
+    input of each (more than the peak: that block and the logits are not there at once). Logits are three chunks (new,
+    old, gradient) of at most CHUNK_ELEMENTS numbers, and twice the gradient of the output layer while it is summed.
 
     Args:
-        frozen_model: the reference runs in the loop.
         gpus: 1 for DDP.
     """
     spec, rows = model.spec, 2 * micro_batch_size
@@ -77,23 +88,31 @@ def step_memory(
         "weights": share,
         "gradients": share,
         "AdamW's moments": 2 * share,
-        "DDP's buckets" if gpus == 1 else "gathered by FSDP2": all_ if gpus == 1 else 2 * outside + 3 * block,
-        "frozen reference": share if frozen_model else 0,
+        "gathered by FSDP2": 0 if gpus == 1 else 2 * outside + 3 * block,
+        "frozen reference": share if options.frozen_model else 0,
+        "bfloat16 copies of weights": all_ // 2 if options.bfloat16 else 0,
         "logits": 3 * chunk + 2 * spec.vocab_size * spec.dim,
     }
     parts = {name: FLOAT_BYTES * count for name, count in floats.items() if count}
-    parts["activations"] = family(model.family).activation_bytes(spec, rows, dropout=dropout)
+    parts["activations"] = _activations(model, rows, options)
     parts["CUDA, NCCL (assumed)"] = OVERHEAD_BYTES
     return StepMemory(parts)
 
 
-def spread(
-    model: ARImageModel, gpu_bytes: int, *, micro_batch_size: int, dropout: bool, frozen_model: bool = False
-) -> Spread:
+def _activations(model: ARImageModel, rows: int, options: StepOptions) -> int:
+    """Bytes that the forward pass of ``rows`` sequences saves."""
+    spec, of = model.spec, family(model.family).activation_bytes
+    if not options.checkpointing:
+        return of(spec, rows, dropout=options.dropout)
+    inputs = FLOAT_BYTES * spec.num_layers * rows * spec.num_tokens * spec.dim
+    return of(replace(spec, num_layers=1), rows, dropout=options.dropout) + inputs
+
+
+def spread(model: ARImageModel, gpu_bytes: int, options: StepOptions, *, micro_batch_size: int) -> Spread:
     """DDP where a whole copy fits a GPU of that size, else the fewest GPUs (a power of two) that FSDP2 needs."""
 
     def memory(size: int, gpus: int) -> StepMemory:
-        return step_memory(model, micro_batch_size=size, dropout=dropout, frozen_model=frozen_model, gpus=gpus)
+        return step_memory(model, options, micro_batch_size=size, gpus=gpus)
 
     whole = memory(micro_batch_size, 1)
     if whole.total_bytes <= gpu_bytes:

@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from cca_core.config import OptimConfig
 from cca_core.models import ARImageModel
@@ -58,4 +59,5 @@ def clip_gradients(model: nn.Module, config: OptimConfig) -> Tensor:
     the weights.
     """
     limit = config.clip_norm or math.inf
-    return nn.utils.clip_grad_norm_(model.parameters(), limit, error_if_nonfinite=True)
+    norm = nn.utils.clip_grad_norm_(model.parameters(), limit, error_if_nonfinite=True)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

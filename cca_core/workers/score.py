@@ -16,7 +16,7 @@ from cca_core.generate import pad_rows, padded_batches
 from cca_core.models import load_model
 from cca_core.schema import REFERENCE
 from cca_core.store import StageDirectory, shard_name
-from cca_core.train.distributed import pick_device
+from cca_core.train.distributed import autocast, pick_device
 from cca_core.workers.ranges import RangeWorker, report
 
 
@@ -37,8 +37,8 @@ class ScoreShard(RangeWorker):
         torch.set_num_threads(num_threads)
         self.directory, self.recipe = directory, recipe
         self.dataset = TokenDataset(tokens)
-        device = pick_device(recipe.execution.device)
-        self.model = load_model(base_uri, device=str(device))
+        self.device = pick_device(recipe.execution.device)
+        self.model = load_model(base_uri, device=str(self.device))
 
     def run(self, *, start: int, stop: int) -> dict[str, Any]:
         dataset, seed = self.dataset, self.recipe.seed
@@ -95,12 +95,11 @@ class ScoreShard(RangeWorker):
         out = np.full(len(images), np.nan, np.float32)
         rows = np.flatnonzero(wanted)
         size = self.recipe.execution.micro_batch_size
-        device = next(self.model.parameters()).device
         for part in padded_batches(len(rows), size):
             mine = rows[part]
             tokens = torch.from_numpy(self.dataset.tokens(images[mine], view[mine]))
-            logp = self.model(
-                pad_rows(tokens, size).to(device), pad_rows(torch.from_numpy(cond[mine]), size).to(device)
-            )
+            padded = [pad_rows(x, size).to(self.device) for x in (tokens, torch.from_numpy(cond[mine]))]
+            with autocast(self.device, self.recipe.precision):
+                logp = self.model(*padded)
             out[mine] = logp.sum(-1)[: len(mine)].float().cpu().numpy()
         return out

@@ -19,9 +19,16 @@ REPORT, PLOT, SAMPLES = "report.md", "fidelity_diversity.png", "samples.png"
 
 
 def report_markdown(
-    recipe_name: str, decision: dict[str, Any], results: dict[str, Any], rows: list[dict[str, Any]]
+    recipe_name: str,
+    decision: dict[str, Any],
+    results: dict[str, Any],
+    rows: list[dict[str, Any]],
+    swept: list[str],
 ) -> str:
-    """Verdict, table, rules and what the numbers are, as Markdown for the run's description and for a file."""
+    """Verdict, table, rules and what the numbers are, as Markdown for the run's description and for a file.
+
+    ``swept`` are the lines on where the candidate's settings come from; none without a sweep.
+    """
     evaluated, compared = results["rows"][0], results["compared_costs"]
     lines = [f"# {recipe_name}: {decision['verdict']}", "", decision["says"], "", markdown_table(rows), ""]
     lines += ["## What it saves", ""]
@@ -37,6 +44,7 @@ def report_markdown(
         f"| {rule['name']} | {rule['value']:.3f} | {rule['limit']:.3f} | {'yes' if rule['passed'] else 'no'} |"
         for rule in decision["rules"]
     ]
+    lines += swept
     first = rows[0]["per_seed"][0]
     seeds = ", ".join(str(seed["seed"]) for seed in rows[0]["per_seed"])
     lines += [

@@ -8,11 +8,13 @@ from typing import Any
 from cca_core.config import Recipe
 from cca_core.manifest import Manifest
 from cca_core.stages.evaluate import load_results
+from cca_core.stages.grid import Settings
 from cca_core.stages.table import COLUMNS, cells
 from cca_core.stages.tokenizer import PICTURE
 from cca_core.store import StageDirectory
 from cca_core.train.jobs import CURVE_NAME
 from cca_core.workers.sample import grid_file
+from pipelines.stages.show_sweep import show_sweep, sweep_note
 from pipelines.stages.show_tokens import show_tokens
 from pipelines.tracking import Tracker
 
@@ -41,7 +43,10 @@ def show(
 
 def note(manifest: Manifest, directory: StageDirectory, recipe: Recipe) -> str:
     """What a stage made and where to look, in a few sentences, for the top of its run."""
-    facts, align = manifest.facts, recipe.align
+    facts, align, swept = manifest.facts, recipe.align, ""
+    if "settings" in facts:
+        settings = Settings(**facts["settings"])
+        align, swept = settings.apply(align), f"Found by the sweep: {settings.label()}. "
     imported = "Imported from the checkpoint that the recipe names. " if facts.get("imported") else ""
     source = recipe.source.uri or "scikit-learn load_digits"
     says = {
@@ -60,7 +65,8 @@ def note(manifest: Manifest, directory: StageDirectory, recipe: Recipe) -> str:
         "temperatures (the control). Table in `evaluation.json`, pictures under `samples/`. ",
         "reference": "Log-probs of every training image under the frozen base, for right, wrong and null condition: "
         f"{facts.get('bytes', 0) / 1e6:.1f} MB for {facts.get('epochs')} epochs. Alignment never holds the base. ",
-        "align": f"{align.objective.upper()}, lambda {align.lambda_:g}"
+        "sweep": sweep_note(directory, recipe) if manifest.stage == "sweep" else "",
+        "align": f"{swept}{align.objective.upper()}, lambda {align.lambda_}"
         + (f", beta {align.beta:g}" if align.objective != "unlearning" else "")
         + f", {align.epochs} epochs. `log_ratio_pos` (right condition, should stay near 0), `log_ratio_neg` (wrong "
         "condition, should fall), `margin` between them and `accuracy` are over rows with a true negative. ",
@@ -102,6 +108,7 @@ def table_columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
 _SHOW: dict[str, Callable[[Tracker, str, StageDirectory, Manifest, Recipe], None]] = {
     "tokenizer": _tokenizer,
     "tokens": show_tokens,
+    "sweep": show_sweep,
     "baseline": _evaluation,
     "evaluate": _evaluation,
 }

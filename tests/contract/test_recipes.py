@@ -115,9 +115,9 @@ def test_a_released_model_is_planned_without_a_file(cca, tmp_path, name):
 
 
 def test_a_plan_says_what_does_not_fit_and_what_would(cca):
-    said = cca("plan", "llamagen_3b_384", "--gpu-gb", "80", "--set", "execution.micro_batch_size=2").output
-    assert "It needs FSDP2 over 2 GPUs (not in this release)." in said
-    assert "With execution.micro_batch_size=1 it fits with DDP." in said
+    said = cca("plan", "llamagen_3b_384", "--gpu-gb", "80", "--set", "execution.micro_batch_size=5").output
+    assert "It needs FSDP2 over 2 GPUs or more: execution.sharding=fsdp2." in said
+    assert "With execution.micro_batch_size=2 it fits with DDP." in said
     said = cca("plan", "llamagen_3b_384", "--gpu-gb", "8", "--set", "execution.micro_batch_size=2").output
     assert "It fits no number of such GPUs" in said
     assert "Lower execution.micro_batch_size." in said

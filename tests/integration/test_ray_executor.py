@@ -102,3 +102,23 @@ def test_train_hands_on_what_a_rank_raised_and_its_records(executor):
 def test_a_lost_worker_is_infrastructure(executor):
     with pytest.raises(RayError):
         executor.call(raising, {"kind": "die"})
+
+
+def trial(*, folder, name: str) -> dict:
+    """A trial that does what its name says; the process of `lost` dies once."""
+    if name == "lost" and not (folder / "died").exists():
+        (folder / "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    raising(on_log=None, kind=name)
+    return {"name": name, "metrics": {}, "step": 1}
+
+
+def test_trials_end_with_reports_a_lost_one_is_tried_again_and_a_bug_is_raised(executor, tmp_path, capsys):
+    ended: list[str] = []
+    trials = RayExecutor(executor.store, ExecutionConfig(max_retries=1), "", executor.on_log, executor.on_progress)
+    units = [{"name": name} for name in ("good", "lost", "bug", "other")]
+    with pytest.raises(KeyError, match="a bug"):
+        trials.trials(trial, {"folder": tmp_path}, units, lambda report: ended.append(report["name"]))
+    assert sorted(ended) == ["good", "lost", "other"], "a bug in one ends no other"
+    assert "Trial" not in capsys.readouterr().out, "Tune says nothing itself"
+    assert not executor.store.fs.ls(f"{executor.store.root}/ray_train")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cca_core.bundle import BundleInfo, Part, bundle_files
-from cca_core.config import AlignConfig, ExecutionConfig, Recipe, TokensConfig
+from cca_core.config import AlignConfig, ConfigError, ExecutionConfig, Recipe, TokensConfig
 from cca_core.stages import Context, LocalExecutor, run_stage
 from cca_core.store import StageDirectory, Store
 from cca_core.train.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
@@ -25,7 +25,7 @@ from tests.invariant.trajectories import (
     Trajectory,
     batch_source,
     objective_of,
-    on_two_ranks,
+    on_ranks,
     policy,
     train,
 )
@@ -98,8 +98,30 @@ def two_ranks(root: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
         "resumed": Setting(states="on-two"),
         "lost for one": Setting(states="from-two", lost_in_step=5),
         "resumed from one": Setting(states="from-one"),
+        "adaptive": Setting(adaptive=True),
+        "fsdp2": Setting(sharding="fsdp2"),
+        "fsdp2, lost": Setting(sharding="fsdp2", states="from-fsdp2", lost_in_step=5),
+        # 2 -> 1 -> 4: lost here in step 3, on one rank in step 5, and ended on four.
+        "lost for one and four": Setting(states="2-1-4", lost_in_step=3),
     }
-    ranks = on_two_ranks(root, list(settings.values()), tmp_path_factory.mktemp("ranks"))
+    return named(settings, on_ranks(2, root, list(settings.values()), tmp_path_factory.mktemp("ranks")))
+
+
+@pytest.fixture(scope="module")
+def four_ranks(
+    root: str, two_ranks: dict[str, list[Trajectory]], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[Trajectory]]:
+    """What needs four processes. ``two_ranks`` left the states that are resumed here."""
+    train(root, Setting(states="2-1-4", lost_in_step=5))
+    settings = {
+        "plain": Setting(),
+        "fsdp2": Setting(sharding="fsdp2"),
+        "2-1-4": Setting(states="2-1-4"),
+    }
+    return named(settings, on_ranks(4, root, list(settings.values()), tmp_path_factory.mktemp("four")))
+
+
+def named(settings: dict[str, Setting], ranks: list[list[Trajectory]]) -> dict[str, list[Trajectory]]:
     return {name: list(runs) for name, *runs in zip(settings, *ranks, strict=True)}
 
 
@@ -136,9 +158,49 @@ def test_the_loop_is_the_plain_one(root, setting):
     same(run, replace(run, weights=model.state_dict()))
 
 
-def test_both_ranks_hold_the_same_weights(two_ranks):
-    for first, second in two_ranks.values():
-        equal(second, first)
+def test_all_ranks_hold_the_same_weights(two_ranks, four_ranks):
+    for first, *others in [*two_ranks.values(), *four_ranks.values()]:
+        for other in others:
+            equal(other, first)
+
+
+@pytest.mark.parametrize("name", ["plain", "fsdp2", "2-1-4"])
+def test_four_ranks_are_one(one_rank, four_ranks, name):
+    same(four_ranks[name][0], one_rank)
+
+
+def test_resumed_on_two_then_one_then_four(four_ranks):
+    assert four_ranks["2-1-4"][0].resumed_from == 4
+
+
+def test_weights_that_follow_the_training_are_the_same_on_two_ranks_and_resumed(root, two_ranks):
+    alone = train(root, Setting(adaptive=True))
+    assert min(len(set(alone.column(name))) for name in ("lambda_", "null_share")) >= STEPS - 1
+    same(two_ranks["adaptive"][0], alone)
+    train(root, Setting(adaptive=True, states="adaptive", lost_in_step=5))
+    equal(train(root, Setting(adaptive=True, states="adaptive")), alone)
+
+
+def test_sharded_is_copied(root, one_rank, two_ranks):
+    same(two_ranks["fsdp2"][0], one_rank)
+    same(train(root, Setting(sharding="fsdp2")), one_rank)
+
+
+def test_a_sharded_state_resumes_where_the_model_is_copied(root, one_rank, two_ranks):
+    resumed = train(root, Setting(states="from-fsdp2"))
+    assert resumed.resumed_from == 4
+    same(resumed, one_rank)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_checkpointed_activations_are_the_same(root, dropout):
+    checkpointed = train(root, Setting(dropout=dropout, activation_checkpointing=True))
+    equal(checkpointed, train(root, Setting(dropout=dropout)))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_compiled_is_eager(root, dropout):
+    same(train(root, Setting(dropout=dropout, compile=True)), train(root, Setting(dropout=dropout)))
 
 
 @pytest.mark.parametrize("name", ["plain", "dropout", "likelihood"])
@@ -196,6 +258,13 @@ def test_resumed_on_another_number_of_ranks(root, one_rank, two_ranks):
     assert more.resumed_from == fewer.resumed_from == 4
     same(more, one_rank)
     same(fewer, one_rank)
+
+
+def test_a_state_of_another_format_is_refused(root, monkeypatch):
+    train(root, Setting(states="old", lost_in_step=5))
+    monkeypatch.setattr("cca_core.train.train_state.FORMAT_VERSION", 99)
+    with pytest.raises(ConfigError, match="another format: delete it to train from the start"):
+        train(root, Setting(states="old"))
 
 
 def test_a_state_that_was_not_finished_is_passed_over(root, one_rank):

@@ -5,23 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from numpy.typing import NDArray
+from torch.distributed.tensor import DTensor
 
 from cca_core import pairs
-from cca_core.config import OptimConfig
+from cca_core.config import AlignConfig, ExecutionConfig, OptimConfig, Recipe
 from cca_core.dataset import ReferenceColumns, TokenDataset
 from cca_core.models import ARImageModel, load_model
 from cca_core.objectives import CCA, Likelihood, Objective
 from cca_core.store import Store
+from cca_core.train.adaptive import controls
 from cca_core.train.batches import BatchSource, CachedReference, OnlineReference
 from cca_core.train.distributed import world
-from cca_core.train.fit import fit
+from cca_core.train.fit import Hooks, fit
 from cca_core.train.train_state import TrainStates
 
 DIGESTS = {name: name[0] * 64 for name in ("tokens", "base", "reference")}
@@ -32,6 +34,9 @@ CPU = torch.device("cpu")
 OPTIM = OptimConfig(lr=1e-2, eps=1e-2, weight_decay=0.05, clip_norm=3.0, warmup_steps=2, schedule="cosine")
 
 
+ADAPTIVE = Recipe(align=AlignConfig(lambda_="auto", null_share="auto"))
+
+
 @dataclass(frozen=True)
 class Setting:
     """How one run is done. Runs that differ in nothing but these compute the same."""
@@ -40,6 +45,11 @@ class Setting:
     reference: str = "cached"
     dropout: float = 0.0
     objective: str = "cca"
+    sharding: Literal["ddp", "fsdp2"] = "ddp"
+    compile: bool = False
+    activation_checkpointing: bool = False
+    #: lambda and null share follow the training.
+    adaptive: bool = False
     #: Where its train states lie; empty: it keeps none.
     states: str = ""
     #: It is lost in this step, after the steps before it were saved as ``save_every`` says.
@@ -114,30 +124,43 @@ def train(root: str, setting: Setting) -> Trajectory:
                 epochs=EPOCHS,
                 dropout=setting.dropout,
                 world=group,
+                execution=ExecutionConfig(
+                    checkpoint_every_steps=setting.save_every,
+                    log_every_steps=1,
+                    sharding=setting.sharding,
+                    compile=setting.compile,
+                    activation_checkpointing=setting.activation_checkpointing,
+                ),
                 states=states,
-                checkpoint_every_steps=setting.save_every,
-                on_log=on_log,
+                controls=controls(ADAPTIVE) if setting.adaptive else (),
+                hooks=Hooks(on_log=on_log),
             )
         except Lost:
             return result
     result.curve = [{k: v for k, v in record.items() if k != "images_per_s"} for record in done.curve]
-    result.weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    result.weights = {name: tensor.clone() for name, tensor in whole(model).items()}
     result.resumed_from = done.resumed_from
     return result
 
 
-def rank_of_two(rank: int, root: str, settings: list[Setting], meeting: str, out: str) -> None:
-    """One of two processes; it runs all ``settings``, one after the other."""
+def whole(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The weights as this rank sees them, shards of all ranks put together."""
+    state = model.state_dict().items()
+    return {name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for name, tensor in state}
+
+
+def one_rank_of(rank: int, size: int, root: str, settings: list[Setting], meeting: str, out: str) -> None:
+    """One of several processes; it runs all ``settings``, one after the other."""
     torch.set_num_threads(1)
-    store = dist.FileStore(meeting, 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=120))
+    store = dist.FileStore(meeting, size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=120))
     trajectories = [train(root, setting) for setting in settings]
     torch.save([vars(t) for t in trajectories], f"{out}/rank-{rank}.pt")
     dist.destroy_process_group()
 
 
-def on_two_ranks(root: str, settings: list[Setting], folder: Path) -> list[list[Trajectory]]:
-    """The trajectories of ``settings`` as both ranks saw them."""
-    mp.spawn(rank_of_two, (root, settings, str(folder / "meeting"), str(folder)), nprocs=2)
-    ranks = [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
+def on_ranks(size: int, root: str, settings: list[Setting], folder: Path) -> list[list[Trajectory]]:
+    """The trajectories of ``settings`` as each of ``size`` ranks saw them."""
+    mp.spawn(one_rank_of, (size, root, settings, str(folder / "meeting"), str(folder)), nprocs=size)
+    ranks = [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(size)]
     return [[Trajectory(**run) for run in rank] for rank in ranks]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cca_core.config import OptimConfig
+from cca_core.config import ExecutionConfig, OptimConfig
 from cca_core.dataset import TokenDataset
 from cca_core.models import Captions, ClassIds, load_model
 from cca_core.models.conditions import CaptionConditions, ClassConditions
@@ -68,6 +68,7 @@ def test_a_text_model_is_aligned_by_the_same_loop(tmp_path, write_tokens, text_m
             epochs=4,
             dropout=0.0,
             world=group,
+            execution=ExecutionConfig(log_every_steps=1),
             conditions=captions,
         )
     first, last = result.curve[0], result.curve[-1]

@@ -35,7 +35,7 @@ def changed(*overrides: str, inputs: dict[str, str] = INPUTS, before: Recipe | N
         ({"align": {"betta": 1}}, r"unknown recipe key align\.betta: did you mean align\.beta\?"),
         ({"align": {"lambda": 1}}, r"unknown recipe key align\.lambda: did you mean align\.lambda_\?"),
         ({"align": {"optim": {"zzz": 1}}}, r"unknown recipe key align\.optim\.zzz: known here: lr, betas, eps"),
-        ({"zzz": 1}, r"unknown recipe key zzz: known here: name, family, seed, source, "),
+        ({"zzz": 1}, r"unknown recipe key zzz: known here: name, family, seed, precision, source, "),
         ({"align": 3}, r"recipe key align is a section: give keys below it, such as align\.objective"),
         ({"align": {"optim": 1e-4}}, r"recipe key align\.optim is a section: .* such as align\.optim\.lr"),
     ],
@@ -156,8 +156,11 @@ def test_a_partial_section_keeps_the_defaults_of_its_place():
 
 
 def test_how_it_is_run_changes_no_digest():
-    fields = {f.name for f in dataclasses.fields(Recipe().execution)} - {"device"}
-    assert changed(*(f"execution.{name}=77" for name in fields), "execution.device=cpu") == set()
+    fields = {f.name for f in dataclasses.fields(Recipe().execution)} - {"device", "sharding"}
+    fields -= (switches := {"compile", "activation_checkpointing"})
+    numbers = (f"execution.{name}=77" for name in fields)
+    assert changed(*numbers, *(f"execution.{name}=true" for name in switches), "execution.device=cpu") == set()
+    assert changed("execution.num_workers=[1, 4]", "execution.sharding=fsdp2") == set()
     assert changed("decide.max_class_drop=1.0", "name=other") == set()
 
 

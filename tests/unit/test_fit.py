@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cca_core.config import OptimConfig
+from cca_core.config import ExecutionConfig, OptimConfig
 from cca_core.dataset import TokenDataset
 from cca_core.objectives import Batch, Likelihood, LossOutput
 from cca_core.pairs import Purpose
 from cca_core.train.batches import BatchSource
 from cca_core.train.distributed import World, world
 from cca_core.train.errors import NonFiniteError
-from cca_core.train.fit import FitResult, fit
+from cca_core.train.fit import FitResult, Hooks, fit
 
 OPTIM = OptimConfig(lr=1e-2, warmup_steps=3, schedule="cosine")
 
@@ -38,7 +38,9 @@ def batches_of(dataset: TokenDataset, **changes) -> BatchSource:
 
 
 def train(model: nn.Module, batches: BatchSource, alone: World, *, objective=None, **changes) -> FitResult:
-    default = {"epochs": 2, "dropout": 0.0, "world": alone}
+    hooks = Hooks(**{name: changes.pop(name) for name in list(changes) if name in vars(Hooks())})
+    execution = ExecutionConfig(log_every_steps=changes.pop("log_every_steps", 1))
+    default = {"epochs": 2, "dropout": 0.0, "world": alone, "execution": execution, "hooks": hooks}
     return fit(model, objective or Likelihood(), batches, changes.pop("optim", OPTIM), **{**default, **changes})
 
 

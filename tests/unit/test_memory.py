@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cca_core.config import AlignConfig, ConfigError, OptimConfig
+from cca_core.config import AlignConfig, ConfigError, ExecutionConfig, OptimConfig
 from cca_core.models import ARImageModel, family
 from cca_core.models.llamagen.network import LlamaGen, LlamaGenSpec
 from cca_core.models.var.network import VAR, VARSpec
@@ -21,8 +22,8 @@ from cca_core.models.var.official import PATCH_NUMS_256
 from cca_core.models.var.tokenizer import MultiScaleVQSpec, MultiScaleVQTokenizer
 from cca_core.objectives import alignment_objective
 from cca_core.objectives.base import Batch
-from cca_core.train.distributed import parallelize, world
-from cca_core.train.memory import OVERHEAD_BYTES, num_parameters, spread, step_memory
+from cca_core.train.distributed import Parallel, world
+from cca_core.train.memory import OVERHEAD_BYTES, StepOptions, num_parameters, spread, step_memory
 from cca_core.train.optim import build_optimizer, clip_gradients
 
 DATA = Path(__file__).parents[1] / "parity" / "data" / "full_size"
@@ -30,6 +31,9 @@ GPTS = json.loads((DATA / "llamagen_gpt.json").read_text())
 VQS = json.loads((DATA / "llamagen_vq.json").read_text())
 VARS = json.loads((DATA / "var.json").read_text())
 CLASS_CONDITIONAL = [name for name, size in GPTS.items() if size["model_type"] == "c2i"]
+
+
+DROPOUT = StepOptions(dropout=True)
 
 
 def on_meta(build: Any, spec: Any) -> Any:
@@ -160,11 +164,12 @@ class LiveBytes(TorchDispatchMode):
 
 @pytest.mark.parametrize("make", [small_llamagen, small_var])
 @pytest.mark.parametrize("size", [1, 4])
-def test_the_peak_of_two_steps_is_the_sum_of_the_parts(make, size):
-    model = make()
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_peak_of_two_steps_is_the_sum_of_the_parts(make, size, checkpointing):
+    model, options = make(), StepOptions(dropout=False, checkpointing=checkpointing)
     spec, optim, objective = model.spec, OptimConfig(lr=1e-4), alignment_objective(AlignConfig())
     with world(torch.device("cpu")) as alone, LiveBytes(model.parameters()) as measured:
-        wrapped = parallelize(model, alone).train()
+        wrapped = Parallel(model, alone, ExecutionConfig(activation_checkpointing=checkpointing)).wrapped.train()
         optimizer = build_optimizer(model, optim)
         for _ in range(2):
             for _ in range(2):
@@ -182,8 +187,9 @@ def test_the_peak_of_two_steps_is_the_sum_of_the_parts(make, size):
             clip_gradients(model, optim)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-    estimate = step_memory(model, micro_batch_size=size, dropout=False).total_bytes - OVERHEAD_BYTES
-    assert measured.peak <= estimate <= 1.15 * measured.peak
+    estimate = step_memory(model, options, micro_batch_size=size).total_bytes - OVERHEAD_BYTES
+    # Logits and one block's activations are not there at once, which the estimate leaves out of account.
+    assert measured.peak <= estimate <= (1.4 if checkpointing else 1.15) * measured.peak
 
 
 @pytest.fixture(scope="module")
@@ -192,24 +198,24 @@ def gpt_3b() -> LlamaGen:
 
 
 def test_parts_add_up(gpt_3b):
-    memory = step_memory(gpt_3b, micro_batch_size=2, dropout=True)
+    memory = step_memory(gpt_3b, DROPOUT, micro_batch_size=2)
     weights = 4 * GPTS["GPT-3B"]["n_params"]
-    assert memory.parts["weights"] == memory.parts["gradients"] == memory.parts["DDP's buckets"] == weights
+    assert memory.parts["weights"] == memory.parts["gradients"] == weights
     assert memory.parts["AdamW's moments"] == 2 * weights
     assert memory.total_bytes == sum(memory.parts.values())
-    online = step_memory(gpt_3b, micro_batch_size=2, dropout=True, frozen_model=True)
+    online = step_memory(gpt_3b, replace(DROPOUT, frozen_model=True), micro_batch_size=2)
     assert online.total_bytes - memory.total_bytes == weights
 
 
 def test_a_model_that_fits_is_copied_and_one_that_does_not_is_spread(gpt_3b):
-    fits = spread(gpt_3b, 80_000_000_000, micro_batch_size=1, dropout=True)
+    fits = spread(gpt_3b, 80_000_000_000, DROPOUT, micro_batch_size=1)
     assert (fits.kind, fits.gpus, fits.micro_batch_size_with_ddp) == ("DDP", 1, 0)
-    too_many = spread(gpt_3b, 80_000_000_000, micro_batch_size=2, dropout=True)
-    assert (too_many.kind, too_many.gpus, too_many.micro_batch_size_with_ddp) == ("FSDP2", 2, 1)
-    small = spread(gpt_3b, 24_000_000_000, micro_batch_size=1, dropout=True)
+    too_many = spread(gpt_3b, 80_000_000_000, DROPOUT, micro_batch_size=5)
+    assert (too_many.kind, too_many.gpus, too_many.micro_batch_size_with_ddp) == ("FSDP2", 2, 3)
+    small = spread(gpt_3b, 24_000_000_000, DROPOUT, micro_batch_size=1)
     assert (small.kind, small.micro_batch_size_with_ddp) == ("FSDP2", 0)
     assert small.memory.total_bytes <= 24_000_000_000
-    half = step_memory(gpt_3b, micro_batch_size=1, dropout=True, gpus=small.gpus // 2)
+    half = step_memory(gpt_3b, DROPOUT, micro_batch_size=1, gpus=small.gpus // 2)
     assert half.total_bytes > 24_000_000_000, "the fewest GPUs"
-    none = spread(gpt_3b, 8_000_000_000, micro_batch_size=1, dropout=True)
+    none = spread(gpt_3b, 8_000_000_000, DROPOUT, micro_batch_size=1)
     assert (none.kind, none.gpus) == ("", 0)
