@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from cca_core.data_config import STRICT, ConfigError, SourceConfig, TokensConfig, require
-from cca_core.sweep_config import SweepConfig
+from cca_core.sweep_config import SweepConfig, numbers
 
 __all__ = ["ConfigError", "ExecutionConfig", "Recipe", "SourceConfig", "SweepConfig", "TokensConfig"]
 
@@ -147,10 +147,6 @@ class AlignConfig:
         auto = "auto"
         require(self.lambda_ == auto or self.lambda_ >= 0, "align.lambda_ must not be negative")
         require(self.null_share == auto or 0 <= self.null_share < 1, "align.null_share must lie in [0, 1)")
-        require(
-            self.lambda_ != auto or self.objective != "dpo",
-            "align.lambda_=auto, but dpo has no lambda: give a number, which it does not look at",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,9 +317,10 @@ class Recipe:
             "so the reference would lack rows: raise reference.null_share_max",
         )
         if self.sweep.enabled:
+            largest = max(numbers(self.sweep.null_shares), default=0.0)
             require(
-                max(self.sweep.null_shares) <= self.reference.null_share_max,
-                f"sweep.null_shares has {max(self.sweep.null_shares)}, above "
+                largest <= self.reference.null_share_max,
+                f"sweep.null_shares has {largest}, above "
                 f"reference.null_share_max={self.reference.null_share_max}, so the reference would lack rows: raise "
                 "reference.null_share_max",
             )

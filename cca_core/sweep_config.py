@@ -22,10 +22,11 @@ class SweepConfig:
     #: ``dpo`` does not look at lambda, nor ``unlearning`` at beta: such combinations are one trial.
     objectives: tuple[Literal["cca", "dpo", "unlearning"], ...] = ("cca", "dpo", "unlearning")
     betas: tuple[float, ...] = (0.05, 0.1, 0.3)
-    lambdas: tuple[float, ...] = (0.5, 1.5, 5.0)
+    #: Here and in ``null_shares`` ``auto`` is one of the values to try.
+    lambdas: tuple[float | Literal["auto"], ...] = (0.5, 1.5, 5.0)
     lrs: tuple[float, ...] = (3e-5, 1e-4)
     #: None above reference.null_share_max, so that all share one reference.
-    null_shares: tuple[float, ...] = (0.0, 0.1)
+    null_shares: tuple[float | Literal["auto"], ...] = (0.0, 0.1)
     #: Trials, the recipe's own settings included: drawn by a hash of ``seed``, one of each objective in turn, so that
     #: none is tuned more than another. 0 takes every combination.
     num_trials: int = 12
@@ -46,11 +47,8 @@ class SweepConfig:
         for name in ("objectives", "betas", "lambdas", "lrs", "null_shares", "seeds"):
             require(bool(getattr(self, name)), f"sweep.{name} is empty: give at least one value to try")
         require(min(self.betas) > 0 and min(self.lrs) > 0, "sweep.betas and sweep.lrs must be positive")
-        require(min(self.lambdas) >= 0, "sweep.lambdas must not be negative")
-        require(
-            min(self.null_shares) >= 0 and max(self.null_shares) < 1,
-            "sweep.null_shares must lie in [0, 1)",
-        )
+        require(min(numbers(self.lambdas), default=0) >= 0, "sweep.lambdas must not be negative")
+        require(all(0 <= share < 1 for share in numbers(self.null_shares)), "sweep.null_shares must lie in [0, 1)")
         require(self.num_trials >= 0, "sweep.num_trials must not be negative: 0 tries every combination")
         require(0 < self.fraction <= 1, "sweep.fraction must lie in (0, 1]")
         require(self.epochs >= 0, "sweep.epochs must not be negative: 0 is as many as align.epochs")
@@ -58,3 +56,8 @@ class SweepConfig:
             min(self.evaluations, self.num_samples, self.keep) > 0,
             "sweep.evaluations, sweep.num_samples and sweep.keep must be positive",
         )
+
+
+def numbers(values: tuple[float | str, ...]) -> list[float]:
+    """Without those that are ``auto``."""
+    return [value for value in values if not isinstance(value, str)]

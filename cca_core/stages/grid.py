@@ -19,9 +19,9 @@ class Settings:
 
     objective: str
     beta: float
-    lambda_: float
+    lambda_: float | str
     lr: float
-    null_share: float
+    null_share: float | str
 
     @classmethod
     def of(cls, align: AlignConfig) -> Settings:
@@ -45,9 +45,14 @@ class Settings:
 
     def label(self) -> str:
         """For people, without what the objective does not look at."""
-        words = {"beta": f"beta {self.beta:g}", "lambda_": f"lambda {self.lambda_:g}"}
-        looked_at = [text for name, text in words.items() if name in _looked_at(self.apply(AlignConfig()))]
-        return ", ".join([self.objective, *looked_at, f"lr {self.lr:g}", f"null share {self.null_share:g}"])
+        words = {"beta": f"beta {self.beta:g}", "lambda_": f"lambda {text(self.lambda_)}"}
+        looked_at = [word for name, word in words.items() if name in _looked_at(self.apply(AlignConfig()))]
+        return ", ".join([self.objective, *looked_at, f"lr {self.lr:g}", f"null share {text(self.null_share)}"])
+
+
+def text(value: float | str) -> str:
+    """A number, or ``auto``, for people."""
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def with_settings(recipe: Recipe, settings: Settings) -> Recipe:

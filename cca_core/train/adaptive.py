@@ -65,9 +65,9 @@ class Control:
 
 
 def controls(recipe: Recipe) -> tuple[Control, ...]:
-    """The weights of a recipe's alignment that are ``auto``."""
+    """The weights of a recipe's alignment that are ``auto``; DPO has no lambda."""
     align, made = recipe.align, []
-    if align.lambda_ == "auto":
+    if align.lambda_ == "auto" and align.objective != "dpo":
         made.append(Control("lambda_", "log_ratio_pos", align.log_ratio_target, LAMBDA_START, LAMBDA_LOW, LAMBDA_HIGH))
     if align.null_share == "auto":
         high = recipe.reference.null_share_max

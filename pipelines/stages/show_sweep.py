@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from cca_core.config import Recipe
 from cca_core.manifest import Manifest
 from cca_core.stages.evaluate import load_results
+from cca_core.stages.grid import text
 from cca_core.stages.sweep import METRIC, trial_records
 from cca_core.stages.trial import trial_file
 from cca_core.store import StageDirectory
@@ -130,14 +131,13 @@ def parallel_coordinates(rows: list[dict[str, Any]], kept: int) -> Figure:
         name: [row["settings"][field] for row in rows] for name, field in PARAMETERS.items()
     }
     heights = []
-    for place, (name, values) in enumerate(columns.items()):
+    for place, values in enumerate(columns.values()):
         # A few values each, over orders of magnitude: evenly spaced.
-        choices = sorted(set(values))
+        choices = sorted(set(values), key=lambda value: (isinstance(value, str), value))
         scale = {value: (index + 0.5) / len(choices) for index, value in enumerate(choices)}
         heights.append([scale[value] for value in values])
         for value, height in scale.items():
-            text = value if name == "objective" else f"{value:g}"
-            _say(axis, text, place, height)
+            _say(axis, text(value), place, height)
     for place, name in enumerate(MEASURED, start=len(columns)):
         values = np.array([row["metrics"][name] for row in rows])
         # A spoilt model is a hundred times as far away: on a linear axis the others would be one point.

@@ -41,8 +41,8 @@ def raising(*, on_log, kind: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def training(*, world, on_log, kind: str) -> None:
-    on_log({"step": 1.0})
+def training(*, world, hooks, kind: str) -> None:
+    hooks.on_log({"step": 1.0})
     raising(on_log=None, kind=kind)
     del world
 
@@ -97,6 +97,22 @@ def test_train_hands_on_what_a_rank_raised_and_its_records(executor):
         executor.train(training, {"kind": "config"})
     assert str(caught.value) == "not this way: do that"
     assert executor.records == [{"step": 1.0}]
+
+
+def unloadable() -> None:
+    raise ImportError("not on this machine")
+
+
+class Unloadable:
+    """What workers cannot load."""
+
+    def __reduce__(self) -> tuple:
+        return unloadable, ()
+
+
+def test_training_that_never_began_says_why(executor):
+    with pytest.raises(RayError, match="not on this machine"):
+        executor.train(training, {"kind": Unloadable()})
 
 
 def test_a_lost_worker_is_infrastructure(executor):

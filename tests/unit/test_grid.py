@@ -37,6 +37,22 @@ def test_the_full_grid_has_every_combination_that_differs_in_what_its_objective_
     assert {settings.beta for settings in found if settings.objective == "unlearning"} == {AlignConfig().beta}
 
 
+def test_auto_is_one_of_the_values_to_try():
+    grid = {"num_trials": 0, "objectives": ["cca"], "betas": [0.1], "lrs": [3e-5]}
+    sweep = {"enabled": True, **grid, "lambdas": [1.5, "auto"], "null_shares": ["auto", 0.1]}
+    labels = [settings.label() for settings in trials(from_dict(Recipe, {"sweep": sweep}))]
+    assert labels[0] == "cca, beta 0.1, lambda 1.5, lr 3e-05, null share 0.1"
+    assert sorted(label.split(", ", 2)[2] for label in labels[1:]) == [
+        "lambda 1.5, lr 3e-05, null share auto",
+        "lambda auto, lr 3e-05, null share 0.1",
+        "lambda auto, lr 3e-05, null share auto",
+    ]
+    own = Recipe(align=AlignConfig(lambda_="auto"), sweep=SweepConfig(enabled=True))
+    assert trials(own)[0].lambda_ == "auto"
+    with pytest.raises(ConfigError, match=r"sweep.lambdas: 'fast' is not a number or auto"):
+        from_dict(Recipe, {"sweep": {"lambdas": ["fast"]}})
+
+
 @pytest.mark.parametrize("num_trials", [0, 1, 2, 7, 1000])
 def test_the_recipes_own_settings_are_the_first_trial_and_no_other(num_trials):
     for lambdas in ((1.5, 3.0), (3.0,)):
