@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import re
+import uuid
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -17,6 +18,8 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 
 from cca_core.config import ConfigError
 from cca_core.store import StageDirectory
+
+T = TypeVar("T")
 
 FORMAT_VERSION = 2
 #: What the loop keeps beside model and optimizer.
@@ -29,19 +32,27 @@ class TrainStates:
     """The train states of one stage directory, in the sibling ``train_state/``. A step resumes on any world size.
 
     What a step draws (order, negatives, dropout) is a function of its number, so the step is all the loop has to keep.
+    A state is named by its step and the attempt that wrote it: workers whose cluster is lost may write on for a while
+    beside those that took their place, on another world size, and two layouts must not meet in one directory.
     """
 
     def __init__(self, directory: StageDirectory) -> None:
         self.directory = directory.sibling("train_state")
         self._saving: Future[Any] | None = None
         self._group: dist.ProcessGroup | None = None
+        self._attempt = ""
 
     def steps(self) -> list[int]:
-        """Saved steps in order; torch writes ``.metadata`` last, so a directory without it is no state."""
+        """Saved steps in order."""
+        return sorted({step for step, _ in self.saved()})
+
+    def saved(self) -> list[tuple[int, str]]:
+        """Step and name of each state, in order; torch writes ``.metadata`` last: a directory without it is none."""
         fs = self.directory.store.fs
         fs.invalidate_cache(self.directory.path)
         found = fs.find(self.directory.path) if fs.exists(self.directory.path) else []
-        return sorted(int(match[1]) for path in found if (match := re.search(r"/step-(\d+)/\.metadata$", path)))
+        names = (match for path in found if (match := re.search(r"/(step-(\d+)-\w+)/\.metadata$", path)))
+        return sorted((int(match[2]), match[1]) for match in names)
 
     def save(
         self,
@@ -56,12 +67,14 @@ class TrainStates:
         self.wait()
         if self._group is None:  # its own, since training talks at the same time
             self._group = dist.new_group(backend="gloo")
+            self._attempt = _of_rank_0(uuid.uuid4().hex[:8])
         weights, moments = get_state_dict(model, optimizer)
         # As text: torch would take a list apart and then ask for exactly as many items when it loads.
         texts = {"curve": json.dumps(curve), "adaptive": json.dumps(adaptive)}
         loop = {"step": step, **texts, "format_version": FORMAT_VERSION}
         state = {"model": weights, "optimizer": moments, "loop": loop}
-        self._saving = dcp.async_save(state, checkpoint_id=self._id(step), process_group=self._group)
+        where = f"{self.directory.uri}/step-{step:08d}-{self._attempt}"
+        self._saving = dcp.async_save(state, checkpoint_id=where, process_group=self._group)
 
     def wait(self) -> None:
         """Wait for the state that is being written; rank 0 then removes those that are no longer needed."""
@@ -70,26 +83,27 @@ class TrainStates:
         self._saving.result()
         self._saving = None
         if dist.get_rank() == 0:
-            for old in self.steps()[:-KEEP]:
-                self.directory.store.fs.rm(self._path(old), recursive=True)
+            for _, old in self.saved()[:-KEEP]:
+                self.directory.store.fs.rm(f"{self.directory.path}/{old}", recursive=True)
 
     def restore(self, model: nn.Module, optimizer: Any) -> tuple[int, list[dict[str, float]], dict[str, list[float]]]:
         """Load the newest state into model and optimizer on all ranks; the step to go on with (0 without a state),
         the curve up to it and the weights that follow the training."""
-        latest: list[int] = [max(self.steps(), default=0)]
-        dist.broadcast_object_list(latest, src=0)  # ranks may see the storage at different moments
-        if latest[0] == 0:
+        # Ranks may see the storage at different moments.
+        _, latest = _of_rank_0(max(self.saved(), default=(0, "")))
+        if not latest:
             return 0, [], {}
+        where = f"{self.directory.uri}/{latest}"
         weights, moments = get_state_dict(model, optimizer)
         # The version alone first: torch refuses to load what another format does not hold.
         version = {"loop": {"format_version": 0}}
-        dcp.load(version, checkpoint_id=self._id(latest[0]))
+        dcp.load(version, checkpoint_id=where)
         if version["loop"]["format_version"] != FORMAT_VERSION:
             raise ConfigError(
                 f"the train state in {self.directory.uri} has another format: delete it to train from the start"
             )
         state = {"model": weights, "optimizer": moments, "loop": dict.fromkeys(_LOOP, "")}
-        dcp.load(state, checkpoint_id=self._id(latest[0]))
+        dcp.load(state, checkpoint_id=where)
         set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
         loop = state["loop"]
         return int(loop["step"]), json.loads(loop["curve"]), json.loads(loop["adaptive"])
@@ -100,8 +114,9 @@ class TrainStates:
         if fs.exists(self.directory.path):
             fs.rm(self.directory.path, recursive=True)
 
-    def _path(self, step: int) -> str:
-        return f"{self.directory.path}/step-{step:08d}"
 
-    def _id(self, step: int) -> str:
-        return f"{self.directory.uri}/step-{step:08d}"
+def _of_rank_0(value: T) -> T:
+    """What rank 0 has, on every rank."""
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]

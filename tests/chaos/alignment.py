@@ -78,7 +78,7 @@ def copy_of(prepared: Path, folder: Path) -> Path:
 def train_states(folder: Path) -> list[int]:
     """The steps whose states are complete, in order."""
     found = (folder / ".cca" / "storage" / "train_state").glob("*/step-*/.metadata")
-    return sorted(int(match[1]) for path in found if (match := re.fullmatch(r"step-(\d+)", path.parent.name)))
+    return sorted(int(match[1]) for path in found if (match := re.fullmatch(r"step-(\d+)-\w+", path.parent.name)))
 
 
 def newest_state(folder: Path) -> int:

@@ -269,7 +269,7 @@ def test_a_state_of_another_format_is_refused(root, monkeypatch):
 
 def test_a_state_that_was_not_finished_is_passed_over(root, one_rank):
     train(root, Setting(states="torn", lost_in_step=5))
-    torn = Path(root) / "train_state" / "torn" / "step-00000005"
+    torn = Path(root) / "train_state" / "torn" / "step-00000005-lost"
     torn.mkdir()
     (torn / "__0_0.distcp").write_bytes(b"half")
     resumed = train(root, Setting(states="torn"))
