@@ -181,7 +181,9 @@ class _Loop:
                     f"the gradient is not finite at step {step + 1}: lower optim.lr, or look at the data of that step"
                 ) from error
             norm = torch.tensor(torch.nan)
-        self.optimizer.zero_grad(set_to_none=True)
+        # Zeros, not None: gradients stay in DDP's buckets. Otherwise all but the last micro-batch would make a second
+        # copy of them.
+        self.optimizer.zero_grad(set_to_none=False)
         return sums, float(norm)
 
     def accumulate(self, step: int) -> dict[str, Tensor]:

@@ -73,8 +73,9 @@ def step_memory(model: ARImageModel, options: StepOptions, *, micro_batch_size: 
         bfloat16    P / 2: autocast's copies of the weights, kept for the backward pass
 
     Activations are the family's (``activation_bytes``) for 2 b rows; with checkpointing, those of one block and the
-    input of each (more than the peak: that block and the logits are not there at once). Logits are three chunks (new,
-    old, gradient) of at most CHUNK_ELEMENTS numbers, and twice the gradient of the output layer while it is summed.
+    input of each (more than the peak: that block and the logits are not there at once). Logits are two chunks of at
+    most CHUNK_ELEMENTS numbers (what waits for the backward pass, and what a product with it needs), and twice the
+    gradient of the output layer while it is summed.
 
     Args:
         gpus: 1 for DDP.
@@ -91,7 +92,7 @@ def step_memory(model: ARImageModel, options: StepOptions, *, micro_batch_size: 
         "gathered by FSDP2": 0 if gpus == 1 else 2 * outside + 3 * block,
         "frozen reference": share if options.frozen_model else 0,
         "bfloat16 copies of weights": all_ // 2 if options.bfloat16 else 0,
-        "logits": 3 * chunk + 2 * spec.vocab_size * spec.dim,
+        "logits": 2 * chunk + 2 * spec.vocab_size * spec.dim,
     }
     parts = {name: FLOAT_BYTES * count for name, count in floats.items() if count}
     parts["activations"] = _activations(model, rows, options)
