@@ -12,8 +12,6 @@ from cca_core.config import Recipe
 #: second damps: a weight acts on the slope of the log-ratio, so the first alone would swing for ever. It is smaller for
 #: the null share, whose mean is over a few rows.
 GAINS = {"lambda_": (0.3, 10.0), "null_share": (0.1, 1.0)}
-
-
 #: Where an adaptive lambda starts, and the ends it stays between (the paper uses 0.3 to 10,000).
 LAMBDA_START, LAMBDA_LOW, LAMBDA_HIGH = 1.0, 0.01, 10_000.0
 #: An adaptive null share stays above this share of its maximum: without null rows nobody would see them change.

@@ -122,7 +122,7 @@ class _Loop:
         start, curve, values = states.restore(model, self.optimizer) if states else (0, [], {})
         for control in self.controls:
             control.restore(values.get(control.weight, control.state()))
-        since, rows_since, warned = time.perf_counter(), 0, False
+        since, rows_since, warned, done = time.perf_counter(), 0, False, start
         for step in range(start, total):
             notice = False
             lr = learning_rate(self.optim, step, total)
@@ -155,7 +155,7 @@ class _Loop:
                 states.save(model, self.optimizer, done, curve, {c.weight: c.state() for c in self.controls})
             if last:
                 break
-        return FitResult(steps=total, resumed_from=start, curve=curve)
+        return FitResult(steps=done, resumed_from=start, curve=curve)
 
     def apply_controls(self) -> dict[str, float]:
         """Take over the present values of controlled weights; what they are."""
@@ -172,15 +172,16 @@ class _Loop:
         try:
             # Gradients are the same on all ranks by now, so all of them stop, or none.
             norm = clip_gradients(self.parallel.model, self.optim)
-            self.optimizer.step()
-            self.skipped_in_a_row = 0
-        except RuntimeError as error:
+        except NonFiniteError as error:
             self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
             if self.non_finite == "stop" or self.skipped_in_a_row > MOST_SKIPPED:
                 raise NonFiniteError(
                     f"the gradient is not finite at step {step + 1}: lower optim.lr, or look at the data of that step"
                 ) from error
             norm = torch.tensor(torch.nan)
+        else:
+            self.optimizer.step()
+            self.skipped_in_a_row = 0
         # Zeros, not None: gradients stay in DDP's buckets. Otherwise all but the last micro-batch would make a second
         # copy of them.
         self.optimizer.zero_grad(set_to_none=False)

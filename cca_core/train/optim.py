@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from cca_core.config import OptimConfig
 from cca_core.models import ARImageModel
+from cca_core.train.errors import NonFiniteError
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
@@ -55,9 +56,15 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def clip_gradients(model: nn.Module, config: OptimConfig) -> Tensor:
     """Scale gradients to a global norm of at most ``clip_norm`` (0: leave them); return the norm.
 
-    The norm is the one before. Raises RuntimeError where it is not finite, so that no step spoils
+    The norm is the one before. Raises NonFiniteError where it is not finite, so that no step spoils
     the weights.
     """
     limit = config.clip_norm or math.inf
-    norm = nn.utils.clip_grad_norm_(model.parameters(), limit, error_if_nonfinite=True)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    # Not torch's own error: that is a RuntimeError like any lost connection or full memory.
+    if not norm.isfinite():
+        raise NonFiniteError(
+            f"the gradient is non-finite (its norm is {norm.item()}): lower optim.lr, or look at the data"
+        )
+    return norm

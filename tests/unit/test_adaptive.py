@@ -21,7 +21,7 @@ from cca_core.train.batches import BatchSource, OnlineReference, ahead
 from cca_core.train.checks import check_reference
 from cca_core.train.distributed import World, world
 from cca_core.train.errors import NonFiniteError
-from cca_core.train.fit import MOST_SKIPPED, fit
+from cca_core.train.fit import MOST_SKIPPED, Hooks, fit
 
 TOKENS = 16
 
@@ -154,3 +154,21 @@ def test_batches_come_ahead_in_order_and_errors_come_through():
     assert [next(made) for _ in range(5)] == [1, 2, 3, 4, 5]
     with pytest.raises(OSError, match="went away"):
         next(made)
+
+
+def test_what_fails_beside_the_gradient_is_not_skipped(dataset, alone, random_llamagen, monkeypatch):
+    def out_of_memory(self) -> None:
+        raise RuntimeError("no memory for the moments")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", out_of_memory)
+    with pytest.raises(RuntimeError, match="no memory for the moments") as caught:
+        align(random_llamagen(), random_llamagen(), dataset, alone, epochs=1, non_finite="skip")
+    assert not isinstance(caught.value, NonFiniteError)
+
+
+def test_training_that_is_ended_early_says_how_far_it_came(dataset, alone, random_llamagen):
+    hooks = Hooks(evaluate_every_steps=2, on_evaluate=lambda step, model: step == 4)
+    batches = batches_of(dataset, None)
+    options = {"epochs": 8, "dropout": 0.0, "world": alone, "execution": ExecutionConfig(log_every_steps=1)}
+    result = fit(random_llamagen(), Likelihood(), batches, OptimConfig(lr=1e-3), hooks=hooks, **options)
+    assert result.steps == len(result.curve) == 4
