@@ -8,7 +8,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup lint test test-core test-chaos test-s3 bench demo clean
+.PHONY: help setup lint test test-core test-chaos test-browser test-s3 bench demo clean
 
 help:  ## List the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,7 +22,7 @@ lint: .venv/.installed  ## Check style, formatting and who may import whom
 
 # The whole suite comes last: the last line of the output is its summary.
 test: lint test-core .venv/.installed  ## What CI runs: lint, cca_core alone, then all quick tests
-	$(BIN)/pytest tests --ignore=tests/chaos --ignore=tests/s3
+	$(BIN)/pytest tests --ignore=tests/chaos --ignore=tests/s3 --ignore=tests/browser
 
 test-core: .venv-core/.installed  ## Test cca_core where Ray, MLflow and pydantic are not installed
 	@.venv-core/bin/python -c 'import importlib.util as u, sys; \
@@ -32,6 +32,9 @@ test-core: .venv-core/.installed  ## Test cca_core where Ray, MLflow and pydanti
 
 test-chaos: .venv/.installed  ## Kill workers and drivers, and check that the work survives
 	$(BIN)/pytest tests/chaos
+
+test-browser: .venv/.browser  ## Use the pages in a real Chromium, the installed one where there is one
+	$(BIN)/pytest tests/browser
 
 test-s3: .venv/.installed .venv-swift/.installed  ## Test storage on a real S3 server on loopback
 	$(BIN)/pytest tests/s3
@@ -58,6 +61,11 @@ endef
 .venv/.installed: pyproject.toml constraints.txt
 	$(new_environment)
 	$(@D)/bin/pip install -c constraints.txt -e ".[dev]"
+	@touch $@
+
+.venv/.browser: .venv/.installed
+	$(@D)/bin/pip install -c constraints.txt -e ".[browser]"
+	command -v chromium || command -v chromium-browser || command -v google-chrome || $(@D)/bin/playwright install chromium
 	@touch $@
 
 .venv-core/.installed: pyproject.toml constraints.txt

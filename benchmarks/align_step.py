@@ -298,16 +298,16 @@ def measure(batch_size: int, args: argparse.Namespace) -> dict[tuple[str, str], 
 
 def judge(batch_size: int, rows: dict[tuple[str, str], Row]) -> bool:
     """Print what the goals of design.md section 6 are about; whether they hold."""
-    official, best = rows["official", "float32"], rows["compiled", "bfloat16"]
+    official = rows["official", "float32"]
+    # Not every processor multiplies faster in bfloat16: some need twice the time of float32.
+    faster = max(("float32", "bfloat16"), key=lambda precision: rows["compiled", precision].over_official)
+    best = rows["compiled", faster]
     goals = [
-        ("all in: bfloat16 over official in float32", best.over_official, 2.5 if torch.cuda.is_available() else 2.2),
-        ("float32 over official in float32", rows["compiled", "float32"].over_official, 1.25),
-        (
-            "bfloat16 over official in bfloat16",
-            best.over_official / rows["official", "bfloat16"].over_official,
-            1.25,
-        ),
+        (f"all in: {faster} over official in float32", best.over_official, 2.5 if torch.cuda.is_available() else 2.2)
     ]
+    for precision in ("float32", "bfloat16"):
+        ratio = rows["compiled", precision].over_official / rows["official", precision].over_official
+        goals.append((f"{precision} over official in {precision}", ratio, 1.25))
     for precision in ("float32", "bfloat16"):
         # In units of an official step. An online run is the same loop with the frozen model's forward of both
         # conditions, which is what the reference stage does but for the null condition.

@@ -15,6 +15,7 @@ from pathlib import Path
 from cca_core.config import ConfigError, Recipe
 from cca_core.parse import from_dict, merge, parse_override
 from cca_core.stages import Context, LocalExecutor, plan, run_stage
+from cca_core.stages.evaluate import load_results
 from cca_core.stages.graph import active
 from cca_core.stages.inputs import check_checkpoints, input_digests
 from cca_core.stages.table import markdown_table, table_rows
@@ -25,10 +26,11 @@ COMMANDS = {
     "train-tokenizer": ("tokenizer", "train the image tokenizer, or import the one the recipe names"),
     "encode": ("tokens", "turn the images into tokens"),
     "fit-base": ("base", "train the base model, or import the one the recipe names"),
+    "measure": ("baseline", "measure the base: guidance-free, over CFG scales and temperatures"),
     "score": ("reference", "cache the log-probs of the frozen base"),
     "fit": ("align", "align the base with CCA (or the recipe's objective)"),
     "sample": ("evaluate", "draw samples of base and aligned model and measure them"),
-    "report": ("evaluate", "everything, then the table of results"),
+    "report": ("safety", "everything, then the table of results"),
 }
 
 
@@ -62,7 +64,10 @@ def load_recipe(path: str | None, overrides: list[str]) -> Recipe:
         raise ConfigError(f"{path} must hold a JSON object of sections")
     for override in overrides:
         data = merge(data, parse_override(override))
-    return from_dict(Recipe, data)
+    recipe = from_dict(Recipe, data)
+    if recipe.profile:
+        raise ConfigError(f"profile={recipe.profile} belongs to `cca run`: without it, take a share by source.fraction")
+    return recipe
 
 
 class Progress:
@@ -111,7 +116,9 @@ def run(arguments: argparse.Namespace) -> None:
         if spec.name == "tokens" and (bad := manifest.facts["quarantined"]):
             where = context.directory("tokens").sibling("quarantine").uri
             progress.show(f"  {bad} images cannot be read and are left out: see {where}", final=True)
-    if arguments.command in ("sample", "report"):
+    if arguments.command == "measure":
+        print(markdown_table(load_results(context.directory("baseline"))["rows"]))
+    elif arguments.command in ("sample", "report"):
         print(markdown_table(table_rows(context)))
 
 

@@ -1,4 +1,5 @@
-"""Reads and writes bundles: the artefact that is registered and served (bundle.json, model and tokenizer safetensors).
+"""Reads and writes bundles: the artefact that is registered and served (bundle.json, model and tokenizer safetensors,
+and filter.pt where images are filtered).
 
 Plain JSON and tensors, no model classes and no pickle, so that any release can say what a bundle is before it loads it.
 """
@@ -16,9 +17,13 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from cca_core.config import ConfigError
+from cca_core.safety_config import FilterSpec
 
 FORMAT_VERSION = 1
+#: Of a bundle with a content filter: a release that knows of none refuses it, rather than serve it unfiltered.
+FILTERED_FORMAT_VERSION = 2
 INFO_NAME, MODEL_NAME, TOKENIZER_NAME = "bundle.json", "model.safetensors", "tokenizer.safetensors"
+FILTER_NAME = "filter.pt"
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,8 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class BundleInfo:
-    """bundle.json. ``sampling`` holds the defaults to serve with, among them cfg_scale (1.0 = one call per token)."""
+    """bundle.json. ``sampling`` holds the defaults to serve with, among them cfg_scale (1.0 = one call per token);
+    ``filter`` says that what is drawn goes through the content filter in filter.pt."""
 
     model: Part | None
     tokenizer: Part | None
@@ -40,7 +46,7 @@ class BundleInfo:
     sampling: dict[str, Any] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
-    format_version: int = FORMAT_VERSION
+    filter: FilterSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -65,14 +71,23 @@ def bundle_files(
     info: BundleInfo,
     model_tensors: Mapping[str, Tensor] | None,
     tokenizer_tensors: Mapping[str, Tensor] | None,
+    filter_data: bytes | None = None,
 ) -> dict[str, bytes]:
-    """The files of a bundle by name, bundle.json last."""
+    """The files of a bundle by name, bundle.json last. ``filter_data`` is the content filter's file, where ``info`` has
+    one."""
     files: dict[str, bytes] = {}
+    described = asdict(info) | {"format_version": FORMAT_VERSION}
+    if info.filter is None:
+        del described["filter"]  # as older releases write and read it
+    else:
+        assert filter_data is not None, "a filter that is named is there"
+        files[FILTER_NAME] = filter_data
+        described["format_version"] = FILTERED_FORMAT_VERSION
     if model_tensors is not None:
         files[MODEL_NAME] = encode_tensors(model_tensors)
     if tokenizer_tensors is not None:
         files[TOKENIZER_NAME] = encode_tensors(tokenizer_tensors)
-    files[INFO_NAME] = json.dumps(asdict(info), indent=1, sort_keys=True).encode()
+    files[INFO_NAME] = json.dumps(described, indent=1, sort_keys=True).encode()
     return files
 
 
@@ -83,17 +98,34 @@ def read_info(uri: str) -> BundleInfo:
         raw = json.loads(fs.cat_file(f"{path.rstrip('/')}/{INFO_NAME}"))
     except FileNotFoundError:
         raise ConfigError(f"no bundle at {uri}: it has no {INFO_NAME}") from None
-    if raw.get("format_version") != FORMAT_VERSION:
+    version = raw.pop("format_version", None)
+    if version not in (FORMAT_VERSION, FILTERED_FORMAT_VERSION):
         raise ConfigError(
-            f"{uri} has bundle format {raw.get('format_version')}, this release reads {FORMAT_VERSION}: use the "
-            f"release that wrote it"
+            f"{uri} has bundle format {version}, this release reads {FORMAT_VERSION} and {FILTERED_FORMAT_VERSION}: "
+            "use the release that wrote it"
         )
+    filter_ = raw.pop("filter", None)
+    if (filter_ is not None) != (version == FILTERED_FORMAT_VERSION):
+        raise ConfigError(
+            f"{uri} has bundle format {version} and {'a' if filter_ else 'no'} content filter, which contradict each "
+            "other: register the model again"
+        )
+    spec = FilterSpec(**filter_) if filter_ is not None else None
     parts = {name: Part(**raw.pop(name)) if raw.get(name) else raw.pop(name) for name in ("model", "tokenizer")}
-    return BundleInfo(**parts, **{**raw, "class_names": tuple(raw["class_names"])})
+    return BundleInfo(**parts, **{**raw, "class_names": tuple(raw["class_names"]), "filter": spec})
+
+
+def read_filter(uri: str) -> bytes:
+    """The content filter's file, to be checked against the sha256 in bundle.json; ConfigError where it is missing."""
+    fs, path = fsspec.url_to_fs(uri)
+    try:
+        return fs.cat_file(f"{path.rstrip('/')}/{FILTER_NAME}")
+    except FileNotFoundError:
+        raise ConfigError(f"the bundle {uri} names a content filter and has no {FILTER_NAME}") from None
 
 
 def read_bundle(uri: str) -> Bundle:
-    """The whole bundle, tensors on the CPU."""
+    """Model and tokenizer of a bundle, tensors on the CPU."""
     info = read_info(uri)
     fs, path = fsspec.url_to_fs(uri)
 

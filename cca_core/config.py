@@ -10,10 +10,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from cca_core.cost_config import CostConfig
 from cca_core.data_config import STRICT, ConfigError, SourceConfig, TokensConfig, require
+from cca_core.evaluate_config import PUBLISHED_INCEPTION, EvaluateConfig, InputRange, check_network
+from cca_core.pilot_config import PilotConfig
+from cca_core.report_config import ReportConfig
+from cca_core.safety_config import SafetyConfig
 from cca_core.sweep_config import SweepConfig, numbers
 
-__all__ = ["ConfigError", "ExecutionConfig", "Recipe", "SourceConfig", "SweepConfig", "TokensConfig"]
+__all__ = [
+    "ConfigError",
+    "EvaluateConfig",
+    "ExecutionConfig",
+    "Recipe",
+    "SourceConfig",
+    "SweepConfig",
+    "TokensConfig",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +78,21 @@ class TokenizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturesConfig:
-    """The embedded classifier, whose features carry the distances (never to be called FID)."""
+    """The network whose features carry the distances: a TorchScript file, or the embedded classifier, which is trained
+    on the images (its distance is never to be called FID) and says of which class an image is."""
 
     __pydantic_config__: ClassVar = STRICT
+    #: TorchScript file (``cca_core.metrics.network`` says what it takes and gives); empty: the embedded classifier.
+    network: str = ""
+    #: sha256 of that file: it is code, so another file is refused. FID is called what the published Inception makes.
+    sha256: str = ""
+    #: Side in pixels to which images are resized before the network (bicubic, antialiased); 0: it takes any size.
+    input_size: int = 0
+    #: What it takes: ``uint8`` 0..255, ``unit`` 0..1, ``symmetric`` -1..1, ``imagenet`` (mean 0, sd 1 of its pixels).
+    input_range: InputRange = "uint8"
+    #: The network's logits are those of the data's classes, in their order: class consistency is by them, and no
+    #: classifier is trained.
+    class_logits: bool = False
     width: int = 32
     feature_dim: int = 64
     epochs: int = 30
@@ -84,6 +109,14 @@ class FeaturesConfig:
             final_lr_share=0.001,
         )
     )
+
+    def __post_init__(self) -> None:
+        check_network(self.network, self.sha256, self.input_size, self.input_range, self.class_logits)
+
+    @property
+    def published(self) -> bool:
+        """Whether it is the published Inception: only then is a distance FID."""
+        return self.sha256 in PUBLISHED_INCEPTION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +161,9 @@ class AlignConfig:
     #: Weight of the wrong conditions. ``auto`` follows the training: it starts at 1 and keeps the mean log-ratio of
     #: right conditions at ``log_ratio_target``.
     lambda_: float | Literal["auto"] = 1.5
-    #: In nats per token: the further below 0, the more likelihood the right conditions may lose to contrast.
-    log_ratio_target: float = -0.3
+    #: In nats per token, counted from what dropout makes of it before the first step: the further below 0, the more
+    #: likelihood the right conditions may lose to contrast.
+    log_ratio_target: float = -0.05
     #: Share of rows trained under the null condition (the official ``uncond_ratio``). ``auto`` starts at half of
     #: ``reference.null_share_max`` and follows the training, up to that, so that the null condition stays as likely as
     #: it was (guidance needs it).
@@ -137,6 +171,11 @@ class AlignConfig:
     #: Dropout of the policy; the reference has none. On few images it keeps the alignment from going too far.
     dropout: float = 0.1
     epochs: int = 12
+    #: Times that the model is measured on the way, evenly over its steps, against the held-out images. The best
+    #: weights win, and training ends after two measurements in a row that found no better ones; 0 trains to the end.
+    evaluations: int = 0
+    #: Samples of each of them.
+    evaluation_samples: int = 1000
     global_batch_size: int = 128
     #: A gradient that is not finite ends the run, or is left out and counted (``skipped_steps``).
     non_finite: Literal["stop", "skip"] = "stop"
@@ -144,39 +183,11 @@ class AlignConfig:
 
     def __post_init__(self) -> None:
         require(self.beta > 0, "align.beta must be positive")
+        require(self.evaluations >= 0, "align.evaluations must not be negative: 0 trains to the end")
+        require(self.evaluation_samples > 0, "align.evaluation_samples must be positive")
         auto = "auto"
         require(self.lambda_ == auto or self.lambda_ >= 0, "align.lambda_ must not be negative")
         require(self.null_share == auto or 0 <= self.null_share < 1, "align.null_share must lie in [0, 1)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """Which samplers are measured, on how many samples, against which real images."""
-
-    __pydantic_config__: ClassVar = STRICT
-    #: Samples per sampler and seed, classes in turn.
-    num_samples: int = 2000
-    seeds: tuple[int, ...] = (0, 1, 2)
-    cfg_scales: tuple[float, ...] = (1.25, 1.5, 2.0, 3.0)
-    temperatures: tuple[float, ...] = (0.9, 0.8, 0.7)
-    #: Temperatures of the aligned model beside 1.0.
-    aligned_temperatures: tuple[float, ...] = (0.9, 1.1)
-    #: Which images are the real set: ``all``, or the ``held_out`` ones where there are enough for a covariance.
-    real: Literal["all", "held_out"] = "all"
-    #: Fixed padded batch shape of sampling and decoding.
-    batch_size: int = 250
-    #: Neighbour of precision and recall.
-    neighbour: int = 3
-    #: Images per timed run of the cost table.
-    cost_images: int = 500
-
-    def __post_init__(self) -> None:
-        require(bool(self.seeds), "evaluate.seeds needs at least one seed")
-        require(
-            all(scale > 1 for scale in self.cfg_scales),
-            "evaluate.cfg_scales are above 1: 1 means no guidance and is always measured",
-        )
-        require(bool(self.cfg_scales), "evaluate.cfg_scales needs at least one scale to compare with")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +208,16 @@ class DecideConfig:
     beat_temperature: bool = True
     #: Distance over that of the present champion, where it was measured on the same real images.
     max_distance_vs_champion: float = 1.05
+    #: Votes of people (``cca review``) without which an aligned model that passes all other rules is not promoted: the
+    #: run waits for them. 0 asks nobody.
+    min_votes: int = 0
+    #: With that many votes: the share that prefers the aligned model to the base with its best CFG, an equal counting
+    #: half. A little below 0.5, since it costs half of the model calls.
+    min_win_rate: float = 0.45
+
+    def __post_init__(self) -> None:
+        require(self.min_votes >= 0, "decide.min_votes must not be negative: 0 asks nobody")
+        require(0 <= self.min_win_rate <= 1, "decide.min_win_rate is a share of votes: it must lie in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,6 +294,9 @@ class Recipe:
     name: str = "digits"
     #: Model family of the tokenizer and the model: ``llamagen`` or ``var``.
     family: str = "llamagen"
+    #: ``pilot``: first on a share of the images, with a go or no-go at the end; ``full``: all of them, once the pilot
+    #: of this recipe has passed; empty: all of them, without a pilot.
+    profile: Literal["", "pilot", "full"] = ""
     seed: int = 0
     #: What the model computes in while it is trained and scored; weights, updates and log-probs are float32 in both.
     #: bfloat16 is what GPUs are fast in.
@@ -286,7 +310,11 @@ class Recipe:
     sweep: SweepConfig = field(default_factory=SweepConfig)
     align: AlignConfig = field(default_factory=AlignConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
     decide: DecideConfig = field(default_factory=DecideConfig)
+    cost: CostConfig = field(default_factory=CostConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+    pilot: PilotConfig = field(default_factory=PilotConfig)
     expect: ExpectConfig = field(default_factory=ExpectConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
 
@@ -310,6 +338,10 @@ class Recipe:
                 f"{key}={name} names a released file, but the recipe trains its own: name the checkpoint too, or "
                 f"remove {key}",
             )
+        require(
+            not self.evaluate.real_statistics or bool(self.features.network),
+            "evaluate.real_statistics are of some published feature network: name it in features.network",
+        )
         require(
             self.align.null_share == "auto" or self.align.null_share <= self.reference.null_share_max,
             f"align.null_share={self.align.null_share} exceeds "

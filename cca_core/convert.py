@@ -75,4 +75,6 @@ def _export(uri: str) -> tuple[str, dict[str, bytes]]:
         torch.save(official(module), out)
         files[OFFICIAL_NAMES[part]] = out.getvalue()
         words.append(f"{found.family} {part} in {OFFICIAL_NAMES[part]}")
+    if bundle.info.filter is not None:
+        words.append("without the content filter, for which it has no place")
     return f"official layout: {', '.join(words)}", files

@@ -57,6 +57,8 @@ class SourceConfig:
     exclude: tuple[str, ...] = ()
     #: Take this many images only, drawn by a hash of the id, for a first try; 0 takes all.
     limit: int = 0
+    #: Take this share of them only, drawn in the same way.
+    fraction: float = 1.0
     #: Share of the images, drawn by a hash of the id, that training never sees.
     held_out_fraction: float = 0.2
     #: More bad images than this share of all end the run.
@@ -65,6 +67,7 @@ class SourceConfig:
     def __post_init__(self) -> None:
         require(0 < self.held_out_fraction < 1, "source.held_out_fraction must lie between 0 and 1")
         require(self.limit >= 0, "source.limit must not be negative: 0 takes all images")
+        require(0 < self.fraction <= 1, "source.fraction must lie above 0 and at most at 1, which takes all images")
         require(0 <= self.max_bad_fraction <= 1, "source.max_bad_fraction must lie in [0, 1]")
         require(
             not (self.class_names and self.class_map),

@@ -32,6 +32,11 @@ def class_names(tokens: StageDirectory) -> tuple[str, ...]:
     return tuple(table.column("name").to_pylist())
 
 
+def classes_with_images(tokens: StageDirectory) -> list[int]:
+    """Indices of the classes that have images: the others cannot be compared with anything."""
+    return [index for index, count in enumerate(valid_manifest(tokens).facts["images_per_class"]) if count]
+
+
 #: Files of a source/ directory: the listing, and the class names by label.
 LISTING_NAME, CLASSES_NAME = "listing.arrow", "classes.arrow"
 

@@ -47,6 +47,7 @@ def describe(path: str, *, verify: bool = False) -> dict[str, Any]:
             "classes": ", ".join(info.class_names[:20]),
             "sampling": info.sampling,
             "metrics": info.metrics,
+            "content filter": info.filter or "none",
         }
     return _official(path)
 

@@ -33,6 +33,10 @@ class Purpose(IntEnum):
     SAMPLE = 6
     CROP = 7
     FRACTION = 8
+    #: Of the metrics: subsets of KID, blocks of the bootstrap, and how often each is drawn.
+    SUBSET = 9
+    BLOCK = 10
+    RESAMPLE = 11
 
 
 def philox(counter: Sequence[NDArray[U32] | int], key: int) -> tuple[NDArray[U32], ...]:

@@ -42,6 +42,9 @@ REFERENCE = pa.schema(
     ]
 )
 
+#: What the content filter says of samples; ``label`` is the condition that the sample was drawn for.
+SCORES = pa.schema([pa.field("label", pa.int32(), nullable=False), pa.field("score", pa.float32(), nullable=False)])
+
 
 def token_dtype(codebook_size: int) -> pa.DataType:
     """uint16 unless the codebook is larger."""
@@ -61,12 +64,11 @@ def tokens_schema(num_tokens: int, codebook_size: int) -> pa.Schema:
     )
 
 
-def features_schema(feature_dim: int, num_classes: int) -> pa.Schema:
-    """Features and class logits of images, real or sampled; ``label`` is the condition the image was drawn for."""
-    return pa.schema(
-        [
-            pa.field("label", pa.int32(), nullable=False),
-            pa.field("features", pa.list_(pa.float32(), feature_dim), nullable=False),
-            pa.field("logits", pa.list_(pa.float32(), num_classes), nullable=False),
-        ]
-    )
+def features_schema(dims: dict[str, int]) -> pa.Schema:
+    """What a feature network says of images, real or sampled; ``label`` is the condition the image was drawn for.
+
+    ``dims`` has the columns beside it and their widths: features and logits (of the data's classes); score_logits (of
+    the inception score) and spatial where the network makes them.
+    """
+    columns = [pa.field(name, pa.list_(pa.float32(), dim), nullable=False) for name, dim in dims.items()]
+    return pa.schema([pa.field("label", pa.int32(), nullable=False), *columns])

@@ -1,49 +1,74 @@
-"""Reads and writes nothing: requests, answers and errors of the OpenAI Images API, and the PNG that leaves."""
+"""Reads and writes nothing: requests and errors of the OpenAI Images API."""
 
 from __future__ import annotations
 
-import base64
-import io
+import difflib
 import json
 import re
 import secrets
 from typing import Any, Literal
 
-import numpy as np
-from PIL import Image, PngImagePlugin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 MAX_IMAGES = 16
 MAX_SEED = 2**31 - 1
 MAX_SIDE = 1024
 MAX_BODY_BYTES = 64 * 1024
+#: Longest wait for the images of one request; Serve's own limit (request_timeout_s) lies above it.
+ANSWER_S = 100.0
 #: OpenAI's fields that choose nothing here, and the values that ask for nothing; any other value is refused.
 NO_CHOICE = {
     "quality": ("auto", "standard"),
     "style": ("auto",),
     "background": ("auto",),
     "moderation": ("auto",),
-    "stream": (False,),
+    "partial_images": (0,),
 }
-#: IPTC's word for images that a model drew, which content-credential readers look for.
-XMP = (
-    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-    '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" '
-    'Iptc4xmpExt:DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"/>'
-    "</rdf:RDF></x:xmpmeta>"
-)
+#: OpenAI's error types, by code, where they are no question of the status.
+TYPES = {"rate_limit_exceeded": "requests", "insufficient_quota": "insufficient_quota"}
 
 
 class ApiError(Exception):
     """An answer other than 200, in OpenAI's error body."""
 
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(status, message, param, code)  # all of them: it travels between processes
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(status, message, param, code, retry_after_s)  # all of them: it travels between processes
         self.status, self.message, self.param, self.code = status, message, param, code
+        self.retry_after_s = 1 if status == 503 and retry_after_s is None else retry_after_s
 
     def body(self) -> dict[str, Any]:
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        kind = TYPES.get(self.code or "", "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    def headers(self) -> dict[str, str]:
+        found = {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
+        return {**found, "WWW-Authenticate": "Bearer"} if self.status == 401 else found
+
+
+#: What of a fault inside leaves the service.
+INTERNAL = ApiError(500, "internal error; the service's log has the reason")
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer from 400 on."""
+
+    error: ErrorDetail
 
 
 class ImageRequest(BaseModel):
@@ -58,7 +83,13 @@ class ImageRequest(BaseModel):
     #: "auto", or WxH: a multiple of the model's own size, enlarged without smoothing.
     size: str = "auto"
     response_format: Literal["b64_json"] = "b64_json"
-    output_format: Literal["png"] = "png"
+    output_format: Literal["png", "webp", "jpeg"] = "png"
+    #: Quality of webp and jpeg, in percent.
+    output_compression: int | None = Field(default=None, ge=0, le=100)
+    #: Server-sent events: each image as soon as it is finished.
+    stream: bool = False
+    #: The answer is of no use after that many seconds; the images are then not drawn to the end.
+    timeout_s: float | None = Field(default=None, gt=0, le=ANSWER_S)
     #: The caller's own word for its user; it changes nothing.
     user: str | None = None
     #: Image i of a request is drawn with seed + i; without one, a random seed is drawn and told.
@@ -77,8 +108,6 @@ class ImageRequest(BaseModel):
 
 def parse(body: bytes) -> ImageRequest:
     """The request in ``body``, or an ApiError that names the first thing wrong with it."""
-    if len(body) > MAX_BODY_BYTES:
-        raise ApiError(413, f"the body has {len(body)} bytes, at most {MAX_BODY_BYTES} are read", None, "too_large")
     try:
         asked = json.loads(body)
     except (ValueError, RecursionError):
@@ -94,15 +123,24 @@ def parse(body: bytes) -> ImageRequest:
         request = ImageRequest.model_validate(asked)
     except ValidationError as error:
         first = error.errors()[0]
-        where = _plain(".".join(str(part) for part in first["loc"])) or "body"
-        code = "unknown_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
-        raise ApiError(400, f"{where}: {_plain(first['msg'])}", where, code) from None
+        where = plain(".".join(str(part) for part in first["loc"])) or "body"
+        if first["type"] == "extra_forbidden":
+            raise ApiError(400, f"{where}: unknown{_suggestion(where)}", where, "unknown_parameter") from None
+        raise ApiError(400, f"{where}: {plain(first['msg'])}", where, "invalid_value") from None
+    if request.output_compression is not None and request.output_format == "png":
+        message = "output_compression: png loses nothing; leave it out, or take output_format webp or jpeg"
+        raise ApiError(400, message, "output_compression", "unsupported_value")
     if request.seed + request.n - 1 > MAX_SEED:
         raise ApiError(400, f"seed: seed + n - 1 is more than {MAX_SEED}, the last seed", "seed", "invalid_value")
     return request
 
 
-def _plain(text: str) -> str:
+def _suggestion(name: str) -> str:
+    near = difflib.get_close_matches(name, ImageRequest.model_fields, 1)
+    return f"; did you mean {near[0]}?" if near else f"; a request has {', '.join(ImageRequest.model_fields)}"
+
+
+def plain(text: str) -> str:
     """Text of a client, short and safe to send back."""
     return text[:200].encode("ascii", "backslashreplace").decode()
 
@@ -127,22 +165,3 @@ def enlargement(size: str, image_size: int) -> int:
     own = f"{image_size}x{image_size}"
     message = f"size {size[:40]!r}: use auto, {own}, or a square multiple of it up to {MAX_SIDE}"
     raise ApiError(400, message, "size", "invalid_value")
-
-
-def png_base64(
-    pixels_HW3: np.ndarray, *, enlarge: int, model: str, name: str, seed: int, sampling: dict[str, Any]
-) -> str:
-    """The image as PNG in base64; its metadata says that it is AI-generated, by what, and how to draw it again."""
-    origin = PngImagePlugin.PngInfo()
-    for key, value in (
-        ("Source", "AI-generated"),
-        ("Software", model),
-        ("Title", name),
-        ("cca.seed", str(seed)),
-        ("cca.sampling", json.dumps(sampling, sort_keys=True)),
-    ):
-        origin.add_itxt(key, value)
-    origin.add_itxt("XML:com.adobe.xmp", XMP)
-    out = io.BytesIO()
-    Image.fromarray(pixels_HW3.repeat(enlarge, 0).repeat(enlarge, 1)).save(out, format="PNG", pnginfo=origin)
-    return base64.b64encode(out.getvalue()).decode()

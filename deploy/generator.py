@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,42 +12,32 @@ import numpy as np
 import ray
 import torch
 from ray import serve
+from ray.serve.metrics import Counter
 
 from cca_core.bundle import read_info
 from cca_core.config import ConfigError
-from cca_core.generate import Sampling, calls_per_image, decode_images, generate
-from cca_core.models import ARImageModel, ImageTokenizer, load_model, load_tokenizer, to_uint8
+from cca_core.generate import Sampling, calls_per_image
+from cca_core.metrics.content_filter import ContentFilter, load_filter
+from cca_core.models import ARImageModel, load_model, load_tokenizer
 from deploy.api import ApiError, ImageRequest, class_index, enlargement
+from deploy.drawing import Drawing
 from deploy.versions import fetched
 
 log = logging.getLogger("ray.serve")
-#: Rows of one padded batch: requests are batched up to this, and every batch has this shape.
-BATCH_SIZE = 16
-#: How long the first row of a batch waits for others.
-BATCH_WAIT_S = 0.01
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """One model version, ready to draw."""
+    """One model version, ready to draw. A request keeps the one it began with, whatever is loaded meanwhile: all its
+    images come from it."""
 
     version: str
     model: ARImageModel
-    tokenizer: ImageTokenizer
     class_names: tuple[str, ...]
     image_size: int
     sampling: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One image to draw. It carries its model: all images of a request come from one version, whatever is loaded
-    meanwhile."""
-
-    loaded: Loaded
-    class_id: int
-    seed: int
-    sampling: Sampling
+    filter: ContentFilter | None
+    drawing: Drawing
 
 
 @dataclass(frozen=True)
@@ -57,17 +48,20 @@ class Drawn:
     class_name: str
     sampling: dict[str, Any]
     enlarge: int
+    calls_per_image: int
     pixels_BHW3: np.ndarray
 
 
 def load(model: str, tracking_uri: str, device: str) -> Loaded:
-    """Load a pinned version and draw one batch with it, so that the first request does not pay for the warm-up."""
+    """Load a pinned version and draw one image with it, so that the first request does not pay for the warm-up."""
     with fetched(model, tracking_uri) as bundle:
         # Weights are read into memory: the folder is not needed afterwards.
         network, tokenizer = load_model(bundle.uri, device=device), load_tokenizer(bundle.uri, device=device)
+        content_filter = load_filter(bundle.uri, device)
         info = load_info(bundle.uri, network.spec.num_classes)
-    loaded = Loaded(bundle.version, network, tokenizer, *info)
-    draw_rows([Row(loaded, 0, 0, Sampling(**loaded.sampling))])
+    drawing = Drawing(network, tokenizer, content_filter, device)
+    loaded = Loaded(bundle.version, network, *info, content_filter, drawing)
+    asyncio.run(drawing.draw(0, 0, Sampling(**loaded.sampling)))
     return loaded
 
 
@@ -80,25 +74,9 @@ def load_info(uri: str, num_classes: int) -> tuple[tuple[str, ...], int, dict[st
     return names, info.image_size, asdict(Sampling(**info.sampling))
 
 
-def draw_rows(rows: list[Row]) -> list[np.ndarray]:
-    """One uint8 image [H, W, 3] per row. Rows of one version and sampling are one padded batch."""
-    pixels: dict[int, np.ndarray] = {}
-    groups: dict[tuple[str, Sampling], list[int]] = {}
-    for index, row in enumerate(rows):
-        groups.setdefault((row.loaded.version, row.sampling), []).append(index)
-    for (_, sampling), members in groups.items():
-        loaded = rows[members[0]].loaded
-        classes = torch.tensor([rows[index].class_id for index in members])
-        seeds = torch.tensor([rows[index].seed for index in members])
-        tokens = generate(loaded.model, classes, sampling, seeds, batch_size=BATCH_SIZE)
-        images = to_uint8(decode_images(loaded.tokenizer, tokens, batch_size=BATCH_SIZE)).numpy()
-        pixels.update(zip(members, images, strict=True))
-    return [pixels[index] for index in range(len(rows))]
-
-
 @serve.deployment
 class Generator:
-    """Draws images of one model version, whatever arrives together in one padded batch."""
+    """Draws images of one model version; those that are asked for meanwhile join in."""
 
     def __init__(self) -> None:
         # The replica's own share: neighbours are not slowed down, and every replica rounds alike.
@@ -106,6 +84,7 @@ class Generator:
         torch.set_num_threads(max(1, int(cpus)))
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.loaded: Loaded | None = None
+        self.filtered = Counter("cca_filtered_images", "Images that the content filter blocked.", ("model",))
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Load the version that the configuration names, whole, before it replaces the present one."""
@@ -124,11 +103,29 @@ class Generator:
             "image_size": loaded.image_size,
             "sampling": loaded.sampling,
             "calls_per_image": calls_per_image(loaded.model, Sampling(**loaded.sampling)),
+            "content_filter": asdict(loaded.filter.spec) if loaded.filter else None,
         }
 
     async def draw(self, asked: ImageRequest) -> Drawn | ApiError:
         """All images of one request. What is wrong with a request is returned: a replica does not fail of it."""
+        return await self._drawn(self._loaded(), asked)
+
+    async def draw_each(self, asked: ImageRequest) -> AsyncIterator[tuple[int, Drawn | ApiError]]:
+        """The images of one request with their indices, each as soon as it is finished, all of one version."""
         loaded = self._loaded()
+
+        async def one(index: int) -> tuple[int, Drawn | ApiError]:
+            return index, await self._drawn(loaded, asked.model_copy(update={"n": 1, "seed": asked.seed + index}))
+
+        tasks = [asyncio.create_task(one(index)) for index in range(asked.n)]
+        try:
+            for done in asyncio.as_completed(tasks):
+                yield await done
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _drawn(self, loaded: Loaded, asked: ImageRequest) -> Drawn | ApiError:
         try:
             check_model(asked.model, loaded.version)
             class_id = class_index(asked.prompt, loaded.class_names)
@@ -138,17 +135,28 @@ class Generator:
             return error
         except ConfigError as error:
             return ApiError(400, str(error), None, "invalid_value")
-        rows = [Row(loaded, class_id, asked.seed + index, sampling) for index in range(asked.n)]
-        images = await asyncio.gather(*(self._draw(row) for row in rows))
-        return Drawn(loaded.version, loaded.class_names[class_id], asdict(sampling), enlarge, np.stack(images))
-
-    @serve.batch(max_batch_size=BATCH_SIZE, batch_wait_timeout_s=BATCH_WAIT_S)
-    async def _draw(self, rows: list[Row]) -> list[np.ndarray]:
-        return await asyncio.to_thread(draw_rows, rows)
+        seeds = range(asked.seed, asked.seed + asked.n)
+        drawn = await asyncio.gather(*(loaded.drawing.draw(class_id, seed, sampling) for seed in seeds))
+        images = [image for image in drawn if image is not None]
+        if len(images) < asked.n:
+            self.filtered.inc(asked.n - len(images), {"model": loaded.version})
+            return filtered(asked.n - len(images), asked.n)
+        calls = calls_per_image(loaded.model, sampling)
+        return Drawn(loaded.version, loaded.class_names[class_id], asdict(sampling), enlarge, calls, np.stack(images))
 
     def _loaded(self) -> Loaded:
         assert self.loaded is not None, "Serve configures a replica before it sends requests"
         return self.loaded
+
+
+def filtered(blocked: int, n: int) -> ApiError:
+    """The answer where images are blocked: no image of the request leaves, so that nobody takes fewer for all."""
+    return ApiError(
+        400,
+        f"the content filter blocks {blocked} of the {n} images, so none is returned: ask again with another seed",
+        None,
+        "content_policy_violation",
+    )
 
 
 def check_model(asked: str | None, version: str) -> None:

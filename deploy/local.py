@@ -19,6 +19,10 @@ import ray
 from ray import serve
 
 from cca_core.config import ConfigError
+from deploy import proxy
+from deploy.access import OPEN
+from deploy.audit import AuditLog
+from deploy.keys import VARIABLE, KeyRing
 from deploy.release import deploy, serve_config, wait_running
 from deploy.versions import pin
 
@@ -30,17 +34,30 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def serve_here(
-    model: str, *, host: str, port: int, max_replicas: int, tracking_uri: str, say: Callable[[str], None]
+    model: str,
+    *,
+    host: str,
+    port: int,
+    max_replicas: int,
+    tracking_uri: str,
+    keys: str,
+    audit: str,
+    say: Callable[[str], None],
 ) -> None:
     """Pin the model, start Ray with its dashboard, deploy, and stay until a signal ends it.
 
-    ConfigError, before Ray starts, where the port is taken or there is no such model.
+    ConfigError, before Ray starts, where the port is taken, a file cannot be used or there is no such model.
     """
     check_port(host, port)
+    # Replicas run elsewhere.
+    keys, audit = (str(Path(file).absolute()) if file else "" for file in (keys, audit))
+    ring = KeyRing(keys)
+    AuditLog(audit)
     pinned = pin(model, tracking_uri)
     # Workers import this package from where the command runs, installed or not.
     root = str(Path(__file__).parents[1])
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+    os.environ.setdefault(proxy.VARIABLE, proxy.CALLBACK)
     cpus = max(4, os.cpu_count() or 1)
     try:
         _on_signals(_interrupt)
@@ -54,6 +71,7 @@ def serve_here(
         )
         _on_signals(_interrupt)  # Ray has put its own in place
         address = f"http://{context.dashboard_url}"
+        say(OPEN if ring.open else f"keys: {keys or VARIABLE}")
         say(f"starting {pinned} (Ray dashboard {address})")
         config = serve_config(
             pinned,
@@ -62,14 +80,17 @@ def serve_here(
             port=port,
             max_replicas=max_replicas,
             cpus_per_replica=max(1, (os.cpu_count() or 1) // max_replicas),
+            keys=keys,
+            audit=audit,
         )
         deploy(address, config)
         wait_running(address, timeout_s=START_S, say=say)
         api = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"  # noqa: S104
-        served = _first_answer(f"{api}/v1/models", timeout_s=START_S)["data"][0]
-        asked = {"prompt": served["class_names"][0], "n": 4, "seed": 1}
-        say(f"ready: {api}/v1 serves {served['id']}  (Ctrl-C ends it). Try:")
-        say(f"  curl -s {api}/v1/images/generations -H 'content-type: application/json' -d '{json.dumps(asked)}'")
+        served = _first_answer(f"{api}/readyz", timeout_s=START_S)["model"]
+        say(f"ready: {api}/v1 serves {served}  (Ctrl-C ends it). Try:")
+        headers = "-H 'content-type: application/json'" + ("" if ring.open else " -H 'authorization: Bearer KEY'")
+        asked = {"prompt": "0", "n": 4, "seed": 1}  # a class that every model has
+        say(f"  curl -s {api}/v1/images/generations {headers} -d '{json.dumps(asked)}'")
         say(f"  CCA_SERVE_ADDRESS={address} cca promote VERSION    changes the model in place")
         threading.Event().wait()
     except (KeyboardInterrupt, SystemExit):  # Ray's own handler of SIGTERM, while it starts, raises SystemExit

@@ -27,10 +27,13 @@ def serve_config(
     port: int = 8000,
     max_replicas: int = 2,
     cpus_per_replica: int = 1,
+    keys: str = "",
+    audit: str = "",
 ) -> dict[str, Any]:
-    """deploy/serve.yaml with the pinned model, the address and the replicas filled in."""
+    """deploy/serve.yaml with the pinned model, the address, the replicas and the ingress's files filled in."""
     config = yaml.safe_load((files("deploy") / "serve.yaml").read_text())
     config["http_options"] |= {"host": host, "port": port}
+    _deployment(config["applications"], "Ingress")["user_config"] = {"keys": keys, "audit": audit}
     generator = _generator(config["applications"])
     generator["user_config"] = {"model": model, "tracking_uri": tracking_uri}
     generator["autoscaling_config"]["max_replicas"] = max_replicas
@@ -125,5 +128,9 @@ def token_header() -> dict[str, str] | None:
 
 
 def _generator(applications: list[dict[str, Any]]) -> dict[str, Any]:
+    return _deployment(applications, "Generator")
+
+
+def _deployment(applications: list[dict[str, Any]], name: str) -> dict[str, Any]:
     application = next(a for a in applications if a["name"] == APPLICATION)
-    return next(d for d in application["deployments"] if d["name"] == "Generator")
+    return next(d for d in application["deployments"] if d["name"] == name)

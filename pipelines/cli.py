@@ -11,14 +11,14 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from cca_core.config import ConfigError
-from pipelines import data_cli
+from pipelines import data_cli, model_cli
 from pipelines.settings import Settings, quiet_libraries
 
 quiet_libraries()
@@ -29,6 +29,8 @@ app = typer.Typer(
     help="Guidance-free image generation: align an autoregressive model with CCA, measure, register, serve.",
 )
 app.add_typer(data_cli.app, name="data")
+app.add_typer(model_cli.app)
+app.command()(data_cli.gc)
 console = Console(stderr=False)
 
 
@@ -62,6 +64,13 @@ def main_options(
 def run(
     recipe: RecipeArgument = "digits",
     set_: SetOption = [],  # noqa: B006  (typer reads the default, nothing changes it)
+    profile: Annotated[
+        str,
+        typer.Option(
+            help="pilot: on a share of the images, which ends with go or no-go and what the full run will take; full: "
+            "all of them, once the pilot has passed. Short for --set profile=..."
+        ),
+    ] = "",
     only: Annotated[str, typer.Option(help="Run this stage alone; those before it must be finished.")] = "",
     from_: Annotated[str, typer.Option("--from", help="Run from this stage on; those before must be finished.")] = "",
 ) -> None:
@@ -70,12 +79,15 @@ def run(
     Without arguments: the embedded handwritten digits, in a few minutes on a laptop.
     Example: cca run --set source.kind=folder --set source.uri=./images --set tokens.image_size=32
     """
+    from pipelines.pilot import FULL, PILOT
     from pipelines.progress import Progress
     from pipelines.recipe import load_recipe
+    from pipelines.stages.decide import GO
     from pipelines.workflow import Workflow, make_plan
 
     started = time.monotonic()
     settings = Settings()
+    set_ = [*set_, *([f"profile={profile}"] if profile else [])]
     plan = make_plan(load_recipe(recipe, set_), settings)
     console.print(f"{plan.recipe.name}: storage {plan.store.uri}", highlight=False, soft_wrap=True)
     workflow = Workflow(plan, settings, Progress(console))
@@ -96,6 +108,19 @@ def run(
         if outcome.unchanged
         else f"{time.monotonic() - started:.0f} s"
     )
+    if outcome.awaits_votes:
+        _say(f"\nRun {outcome.run_id} waits ({took}). Next:")
+        _say(f"  {_command('review', recipe, set_)}    people compare the images, blind, in a browser")
+        _say(f"  {_command('run', recipe, set_)}    the verdict, once the votes are in")
+        return
+    if outcome.expected:
+        _say(f"The full run will take about {outcome.expected}.")
+        _say(f"\nRun {outcome.run_id} ({took}). Next:")
+        _say("  cca ui       review the run in MLflow: the report has what the full run will take, stage by stage")
+        if outcome.verdict == GO:
+            others = [value for value in set_ if value != f"profile={PILOT}"]
+            _say(f"  {_command('run', recipe, [*others, f'profile={FULL}'])}    the full run")
+        return
     name = settings.registered_model(plan.recipe.name)
     _say(f"\nRun {outcome.run_id} ({took}). Next:")
     _say("  cca ui       review the run in MLflow: curves, tables, pictures, lineage")
@@ -140,6 +165,42 @@ def plan(
     else:
         _say("\n".join(plan_view.size_lines(loaded, sizes, gpu_bytes)))
     _say(f"{'With those in place, run' if missing else 'Run'} it with: cca run {recipe}")
+
+
+@app.command()
+def review(
+    recipe: RecipeArgument = "digits",
+    set_: SetOption = [],  # noqa: B006
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs of images; classes in turn.")] = 60,
+    port: Annotated[int, typer.Option(help="Port of the page; 0 takes a free one.")] = 8600,
+    host: Annotated[str, typer.Option(help="Address to listen on; there is no login.")] = "127.0.0.1",
+) -> None:
+    """Let people compare the aligned model with guidance, blind, on a page in the browser, until Ctrl-C.
+
+    Every vote is stored at once; the same command goes on where reviewers were. What they choose counts in the gate
+    where the recipe asks for votes (decide.min_votes).
+    """
+    from pipelines.progress import Progress
+    from pipelines.recipe import load_recipe
+    from pipelines.review.session import review_here
+    from pipelines.workflow import make_plan
+
+    settings = Settings()
+    made = make_plan(load_recipe(recipe, set_), settings)
+    run_command = _command("run", recipe, set_)
+    try:
+        review_here(
+            made,
+            settings,
+            Progress(console),
+            num_pairs=pairs,
+            host=host,
+            port=port,
+            say=_say,
+            run_command=run_command,
+        )
+    except KeyboardInterrupt:  # before the page was there
+        raise StoppedError(f"cca {shlex.join(sys.argv[1:])}") from None
 
 
 @app.command()
@@ -227,13 +288,45 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port of the HTTP API.")] = 8000,
     max_replicas: Annotated[int, typer.Option(help="Generation replicas at most; autoscaled on load.")] = 2,
+    keys: Annotated[str, typer.Option(help="Keys file, made by cca key; without one, no key is asked.")] = "",
+    audit: Annotated[str, typer.Option(help="File that gets a JSON line per request; without one, none.")] = "",
 ) -> None:
     """Serve a model over the OpenAI Images API until Ctrl-C."""
     from deploy.local import serve_here
 
     serve_here(
-        model, host=host, port=port, max_replicas=max_replicas, tracking_uri=Settings().resolved_tracking_uri, say=_say
+        model,
+        host=host,
+        port=port,
+        max_replicas=max_replicas,
+        tracking_uri=Settings().resolved_tracking_uri,
+        keys=keys,
+        audit=audit,
+        say=_say,
     )
+
+
+@app.command()
+def key(
+    name: Annotated[str, typer.Argument(help="Who gets the key: a user, a team, a service.")],
+    file: Annotated[str, typer.Option("--keys", help="Keys file of the service.")] = "keys.json",
+    requests_per_minute: Annotated[int | None, typer.Option(help="Limit of all keys of NAME.")] = None,
+    images_per_day: Annotated[int | None, typer.Option(help="Limit of all keys of NAME.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="NAME's other keys end now.")] = False,
+    disable: Annotated[bool, typer.Option("--disable", help="No new key: all keys of NAME end now.")] = False,
+) -> None:
+    """Make an API key: it is printed once, and its hash goes into the keys file. Running services follow at once."""
+    from deploy import keys
+
+    if disable:
+        if replace or requests_per_minute is not None or images_per_day is not None:
+            raise ConfigError("--disable makes no key: leave the other options out")
+        keys.disable(Path(file), name)
+        _say(f"{name} is disabled in {file}; a new key enables again: cca key {name} --keys {file}")
+        return
+    limits = {"requests_per_minute": requests_per_minute, "images_per_day": images_per_day}
+    made = keys.add_key(Path(file), name, replace=replace, **limits)
+    _say(f"{made}\n{name} uses it as OPENAI_API_KEY; it is shown this once. Next: cca serve --keys {file}")
 
 
 @app.command()
@@ -254,50 +347,13 @@ def ui(port: Annotated[int, typer.Option(help="Port of the MLflow UI.")] = 5000)
     os.execv(sys.executable, command)  # noqa: S606  (fixed program, no shell; a signal then reaches the server)
 
 
-@app.command()
-def convert(
-    source: Annotated[str, typer.Argument(help="Official .pt/.pth file of a model or tokenizer, or a bundle.")],
-    out: Annotated[Path, typer.Argument(help="Directory to write: a bundle, or the official files of a bundle.")],
-    num_tokens: Annotated[
-        int, typer.Option(help="LlamaGen model: tokens per image, which its file does not tell: 256, 576, ...")
-    ] = 0,
-    num_heads: Annotated[int, typer.Option(help="Heads, only for sizes that are not official.")] = 0,
-    num_cond_tokens: Annotated[int, typer.Option(help="Text-conditional LlamaGen: caption tokens, if not 120.")] = 0,
-    patch_nums: Annotated[str, typer.Option(help="VAR tokenizer: sides of its grids, as in 1,2,3,4.")] = "",
-    weights: Annotated[str, typer.Option(help="model, or ema where the file has both.")] = "model",
-) -> None:
-    """Convert an official checkpoint to a bundle (safetensors and JSON, no pickle), or a bundle back.
-
-    The direction follows from SOURCE; every tensor keeps its bits both ways.
-    """
-    from cca_core.convert import convert as convert_checkpoint
-
-    numbers = (("num_tokens", num_tokens), ("num_heads", num_heads), ("num_cond_tokens", num_cond_tokens))
-    spec: dict[str, Any] = {name: value for name, value in numbers if value}
-    if patch_nums:
-        if not all(side.strip().isdigit() for side in patch_nums.split(",")):
-            raise ConfigError(f"--patch-nums {patch_nums} are not whole numbers: write them as 1,2,3,4")
-        spec["patch_nums"] = tuple(int(side) for side in patch_nums.split(","))
-    written = convert_checkpoint(source, out, weights=weights, **spec)
-    _say(f"{out}: {written}. Look at it with: cca inspect {out}")
-
-
-@app.command()
-def inspect(
-    path: Annotated[str, typer.Argument(help="A bundle, a stage directory or an official checkpoint; any fsspec URI.")],
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Check every file of a stage directory against its hash.")
-    ] = False,
-) -> None:
-    """Say what a path is: bundle, stage directory or official checkpoint."""
-    from cca_core.inspect import describe
-
-    for key, value in describe(path, verify=verify).items():
-        console.print(f"{key:<14} {value}", highlight=False, soft_wrap=True, markup=False)
+def _command(verb: str, recipe: str, overrides: list[str]) -> str:
+    """Another command on the same run, as it is typed."""
+    return shlex.join(["cca", verb, recipe, *(word for value in overrides for word in ("--set", value))])
 
 
 def _say(text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True)
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def main() -> None:

@@ -65,5 +65,32 @@ def forget(
         _say("No registered model saw them. Go on with: cca run RECIPE")
 
 
+def gc(
+    days: Annotated[float, typer.Option(min=0, help="Keep what runs of the last days need, or wrote.")] = 30.0,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete; without it, only say what would go.")] = False,
+) -> None:
+    """Delete stage directories that nothing needs: no registered version, no run that goes on, none of the last days.
+
+    Votes of people stay. A stage that is asked for again after it was deleted is computed again.
+    """
+    from pipelines.collect import find_garbage
+    from pipelines.plan_view import units
+    from pipelines.tracking import Tracker
+
+    settings = Settings()
+    store = Store(settings.storage)
+    store.check_writable()
+    check_idle(store)
+    found = find_garbage(store, Tracker(settings), days)
+    for piece in found:
+        if delete:
+            piece.directory.remove()
+        _say(f"{'deleted' if delete else 'would delete'}  {units(piece.size_bytes):>9}  {piece.directory.uri}")
+    total = units(sum(piece.size_bytes for piece in found))
+    _say(f"{len(found)} directories, {total}, are needed by nothing since {days:g} days ago")
+    if found and not delete:
+        _say("Nothing was deleted. Delete them with: cca gc --delete" + (f" --days {days:g}" if days != 30 else ""))
+
+
 def _say(text: str) -> None:
     console.print(text, highlight=False, soft_wrap=True, markup=False)

@@ -49,7 +49,7 @@ def size_lines(recipe: Recipe, sizes: Sizes, gpu_bytes: int) -> list[str]:
         ("tokens/", _data(sizes, sizes.tokens_bytes)),
         ("reference/", _reference(recipe, sizes)),
         *([("sweep", _sweep(recipe))] if recipe.sweep.enabled else []),
-        ("features, in memory", f"at least {_data(sizes, sizes.features_bytes)}: the stage holds every image decoded"),
+        ("decoded images", f"{_data(sizes, sizes.decoded_bytes)}, in TMPDIR where that is above 1 GB"),
     ]
     found, gpu = sizes.spread, units(gpu_bytes)
     rows = f"{_count(sizes.micro_batch_size, 'image')}, {2 * sizes.micro_batch_size} sequences"
@@ -68,7 +68,7 @@ def _images(recipe: Recipe, sizes: Sizes) -> str:
         return "unknown: they are not there, and expect.images is not set"
     if not sizes.counted:
         return f"{sizes.num_images:,} expected"
-    expected, limited = recipe.expect.images, bool(recipe.source.limit)
+    expected, limited = recipe.expect.images, bool(recipe.source.limit) or recipe.source.fraction < 1
     unlike = f", where {expected:,} were expected" if expected not in (0, sizes.num_images) and not limited else ""
     return f"{sizes.num_images:,} counted{unlike}"
 

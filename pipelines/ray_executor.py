@@ -35,6 +35,10 @@ UNITS_IN_FLIGHT = 8
 #: Never less, in bytes: reports are small, and a pool should not wait for room for one.
 MIN_IN_FLIGHT = 1 << 26
 
+#: Name of Ray Data's threads that fetch rows. They end by themselves soon after nobody wants rows any more.
+FETCHER = "iter_threaded"
+FETCHER_TIMEOUT_S = 30.0
+
 LIBRARIES = ("ray", "ray.data", "ray.train")
 
 
@@ -113,6 +117,7 @@ class RayExecutor:
             # Ray Data ends its work when nobody holds the data any more: that has to be while Ray is up.
             rows.close()
             del rows, data
+            _join_fetchers()
 
     def train(self, job: Callable[..., None], arguments: dict[str, Any]) -> None:
         workers = self.execution.max_workers
@@ -211,6 +216,14 @@ class RayExecutor:
                 "execution.device=cuda, but the Ray cluster has no GPU: use auto or cpu, or add a GPU node"
             )
         return min(1.0, available / workers)
+
+
+def _join_fetchers() -> None:
+    """Wait for Ray Data's threads that fetch rows: one that still speaks to Ray after its end takes the process along,
+    without a word and with exit code 1."""
+    for thread in threading.enumerate():
+        if thread.name == FETCHER:
+            thread.join(FETCHER_TIMEOUT_S)
 
 
 def _queue() -> Queue:

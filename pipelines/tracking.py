@@ -135,6 +135,11 @@ class Tracker:
         """status: FINISHED, FAILED or KILLED."""
         self.client.set_terminated(run_id, status)
 
+    @_again
+    def wait(self, run_id: str) -> None:
+        """Neither running nor ended: the run goes on once people have done their part."""
+        self.client.update_run(run_id, status="SCHEDULED")
+
     def kill_stale(self, parent_id: str) -> list[str]:
         """Mark stage runs that a dead driver left open as KILLED, and the trials below them; return their names."""
         stale = [run for run in self.stage_runs(parent_id) if run.info.status == "RUNNING"]

@@ -25,11 +25,14 @@ from cca_core.store import Store
 from cca_core.train.train_state import TrainStates
 from pipelines.finish import Finish
 from pipelines.lock import RunLock
+from pipelines.pilot import FULL, PILOT, PILOT_RUN, Expected, as_pilot, passed_pilot
 from pipelines.progress import Progress
 from pipelines.ray_errors import INFRASTRUCTURE_ERRORS
 from pipelines.ray_executor import RayExecutor
 from pipelines.recipe import to_yaml
+from pipelines.report.texts import duration
 from pipelines.settings import Settings
+from pipelines.stages.decide import AWAITING_VOTES
 from pipelines.stages.show import show
 from pipelines.tracking import DIGEST, RUN_KEY, STAGE, STATE, Tracker
 
@@ -59,6 +62,8 @@ class Plan:
     """What a run would do, known before anything runs."""
 
     recipe: Recipe
+    #: As it was given; ``recipe`` is that on the pilot's share where it asks for one.
+    given: Recipe
     store: Store
     digests: dict[str, str]
     stages: tuple[PlannedStage, ...]
@@ -71,13 +76,15 @@ class Plan:
 
 def run_key(recipe: Recipe, inputs: dict[str, str]) -> str:
     """Identity of a run: the recipe without what computes nothing, and its inputs as they are now."""
-    computes_nothing = {"execution", "expect", *([] if recipe.sweep.enabled else ["sweep"])}
+    computes_nothing = {"execution", "expect", "pilot", *([] if recipe.sweep.enabled else ["sweep"])}
+    computes_nothing |= set() if recipe.profile else {"profile"}
     config = {name: value for name, value in as_dict(recipe).items() if name not in computes_nothing}
     return hashlib.sha256(json.dumps([config, inputs], sort_keys=True).encode()).hexdigest()
 
 
 def make_plan(recipe: Recipe, settings: Settings) -> Plan:
     """List the source, compute every digest and look at what is there."""
+    given, recipe = recipe, as_pilot(recipe) if recipe.profile == PILOT else recipe
     store = Store(settings.storage)
     store.check_writable()
     inputs = input_digests(recipe, store)
@@ -96,7 +103,7 @@ def make_plan(recipe: Recipe, settings: Settings) -> Plan:
         else:
             why = "first time in this storage"
         stages.append(PlannedStage(spec, digests[spec.name], done, why))
-    return Plan(recipe, store, digests, tuple(stages), run_key(recipe, inputs))
+    return Plan(recipe, given, store, digests, tuple(stages), run_key(recipe, inputs))
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,13 @@ class Outcome:
     release: str
     #: Nothing had to be done.
     unchanged: bool
+    #: What the full run will take; None unless this is its pilot.
+    expected: Expected | None
+
+    @property
+    def awaits_votes(self) -> bool:
+        """There is no verdict yet, and the run is not finished."""
+        return self.verdict == AWAITING_VOTES
 
 
 class Workflow:
@@ -124,6 +138,7 @@ class Workflow:
             plan.store, plan.recipe.execution, settings.ray_address, self._on_log, progress.units
         )
         self.context = Context(plan.recipe, plan.store, plan.digests, self.executor)
+        self._passed: dict[str, Any] | None = None
         self._stopped = threading.Event()
         self._stage_run = ""
         self._logged_steps: set[int] = set()
@@ -136,6 +151,8 @@ class Workflow:
             only: run this stage alone.
         """
         self._check_upstream(first or only)
+        if self.plan.recipe.profile == FULL:
+            self._passed = self._find_pilot()
         with RunLock(self.plan.store, self.plan.run_key) as lock:
             parent = self.tracker.find_parent(self.plan.run_key)
             if parent is not None and parent.info.status == "FINISHED" and self.plan.complete and not (first or only):
@@ -152,7 +169,8 @@ class Workflow:
                     self.tracker.end(parent_id, "KILLED")
                     return None
                 outcome = self._finish(parent_id, unchanged=False)
-                self.tracker.end(parent_id, "FINISHED")
+                if not outcome.awaits_votes:
+                    self.tracker.end(parent_id, "FINISHED")
                 return outcome
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt):
@@ -162,6 +180,16 @@ class Workflow:
                 raise
             finally:
                 self.executor.stop()
+
+    def _find_pilot(self) -> dict[str, Any]:
+        pilot = as_pilot(self.plan.given)
+        found = passed_pilot(self.tracker, run_key(pilot, input_digests(pilot, self.plan.store)))
+        took = found["expected_seconds"]
+        self.progress.line(
+            f"starts from pilot run {found['run_id']}: go"
+            + (f", expected to take {duration(took)}" if took is not None else "")
+        )
+        return found
 
     def stop(self) -> None:
         """End the run soon, from a signal handler: ``run`` raises KeyboardInterrupt where nothing is half-written."""
@@ -192,7 +220,9 @@ class Workflow:
             tags = {STAGE: "workflow", RUN_KEY: self.plan.run_key}
             run_id = self.tracker.start(self.plan.recipe.name, tags)
             self.tracker.params(run_id, as_dict(self.plan.recipe))
-            self.tracker.artifact(run_id, "recipe.yaml", to_yaml(self.plan.recipe).encode())
+            self.tracker.artifact(run_id, "recipe.yaml", to_yaml(self.plan.given).encode())
+            if self._passed:
+                self.tracker.tag(run_id, PILOT_RUN, self._passed["run_id"])
         self.tracker.tag(run_id, STATE, "running")
         self.tracker.tags(run_id, {f"cca.digest.{name}": value for name, value in self.plan.digests.items()})
         return run_id
@@ -300,14 +330,19 @@ class Workflow:
         self.progress.record(record)
 
     def _finish(self, parent_id: str, *, unchanged: bool) -> Outcome:
-        finish = Finish(self.context, self.tracker, self.settings, parent_id, self.progress)
-        decision = finish.decide()
-        if not unchanged:
-            finish.report(decision)
-        versions = finish.register(decision)
-        release = finish.release(versions)
-        rows = table_rows(self.context)
-        self.tracker.tag(parent_id, STATE, decision["verdict"])
-        return Outcome(
-            parent_id, decision["verdict"], decision["says"], markdown_table(rows), versions, release, unchanged
+        finish = Finish(
+            self.context, self.plan.given, self.tracker, self.settings, parent_id, self.progress, self._passed
         )
+        decision = finish.decide()
+        verdict, says, table = decision["verdict"], decision["says"], markdown_table(table_rows(self.context))
+        if verdict == AWAITING_VOTES:
+            self.tracker.tag(parent_id, STATE, verdict)
+            self.tracker.wait(parent_id)
+            return Outcome(parent_id, verdict, says, table, {}, "", unchanged=False, expected=None)
+        unchanged = unchanged and finish.reported
+        versions = finish.register(decision)
+        if not unchanged:
+            finish.report(decision, versions)
+        release = finish.release(versions)
+        self.tracker.tag(parent_id, STATE, verdict)
+        return Outcome(parent_id, verdict, says, table, versions, release, unchanged, finish.expected)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import uvicorn
 
 from cca_core.manifest import Manifest
 
@@ -106,6 +110,20 @@ class Driver:
         code = self.process.wait(timeout_s)
         self.reader.join()
         return code
+
+
+@contextmanager
+def answering(app: Any, listener: socket.socket) -> Iterator[str]:
+    """The address of an ASGI app that answers on a socket, in a thread of this process."""
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    until(lambda: server.started)
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def until(condition: Callable[[], Any], timeout_s: float = 120) -> Any:

@@ -24,15 +24,19 @@ from cca_core.models.llamagen.network import LlamaGen, LlamaGenSpec
 from cca_core.models.llamagen.tokenizer import VQSpec, VQTokenizer
 from deploy.release import APPLICATION, details, token_header
 from tests.driver import Driver, until
+from tests.planted_filters import Brightness, scripted, spec_of
 
 NAME = "cca-served"
 CLASSES = ("ant", "bee", "3")
 SAMPLING = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "cfg_scale": 1.5}
 ANSWER_S = 120
+#: The content filter of ``filtered_bundle`` blocks images that are at least as bright, about half of them.
+BRIGHT = 0.555
 
 
-def bundle(seed: int) -> dict[str, bytes]:
-    """The files of a small LlamaGen with its tokenizer, random weights: 8x8 images of three classes."""
+def bundle(seed: int, filter_data: bytes | None = None, **filter_settings: Any) -> dict[str, bytes]:
+    """The files of a small LlamaGen with its tokenizer, random weights: 8x8 images of three classes; with a content
+    filter, where there is one."""
     generator = torch.Generator().manual_seed(seed)
     spec = LlamaGenSpec(
         vocab_size=64, num_tokens=16, num_classes=3, dim=32, num_layers=2, num_heads=2, num_kv_heads=2, ffn_dim=64
@@ -40,7 +44,9 @@ def bundle(seed: int) -> dict[str, bytes]:
     vq = VQSpec(
         width=32, width_multipliers=(1, 1), num_res_blocks=1, latent_channels=32, codebook_size=64, codebook_dim=8
     )
-    model, tokenizer = LlamaGen(spec), VQTokenizer(vq)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # biases are drawn when a module is made
+        model, tokenizer = LlamaGen(spec), VQTokenizer(vq)
     for parameter in (*model.parameters(), *tokenizer.parameters()):
         if parameter.ndim >= 2:
             torch.nn.init.normal_(parameter, std=0.3, generator=generator)
@@ -50,8 +56,14 @@ def bundle(seed: int) -> dict[str, bytes]:
         image_size=8,
         class_names=CLASSES,
         sampling=SAMPLING,
+        filter=spec_of(filter_data, **filter_settings) if filter_data else None,
     )
-    return bundle_files(info, model.state_dict(), tokenizer.state_dict())
+    return bundle_files(info, model.state_dict(), tokenizer.state_dict(), filter_data)
+
+
+def filtered_bundle() -> dict[str, bytes]:
+    """``bundle(0)`` with a content filter."""
+    return bundle(0, scripted(Brightness()), threshold=BRIGHT)
 
 
 @dataclass(frozen=True)
@@ -79,21 +91,25 @@ class Service:
         deployment = details(self.dashboard)["applications"][APPLICATION]["deployments"]["Generator"]
         return [replica["pid"] for replica in deployment["replicas"] if replica["state"] == "RUNNING"]
 
-    def drawn(self) -> tuple[int, int]:
-        """(images, batches) that generators have drawn, of Ray's metrics, which come every few seconds."""
+    def counted(self, *names: str) -> list[int]:
+        """Totals of Ray's metrics at one time; they come every few seconds."""
         found = httpx.get(f"{self.dashboard}/api/prometheus/sd", headers=token_header(), timeout=ANSWER_S).json()
         targets = [target for group in found for target in group["targets"]]
-        lines = [
-            line
-            for target in targets
-            for line in httpx.get(f"http://{target}/metrics", timeout=ANSWER_S).text.splitlines()
-        ]
+        lines = [line for target in targets for line in _metrics(target)]
 
-        def total(part: str) -> int:
-            name = f"ray_serve_actual_batch_size_{part}{{"
-            return int(sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name)))
+        def total(name: str) -> int:
+            return int(sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"ray_{name}{{")))
 
-        return total("sum"), total("count")
+        return [total(name) for name in names]
+
+
+def _metrics(target: str) -> list[str]:
+    """Lines of a metrics page; none where nobody listens: clusters on a machine share some ports of Ray's, and the one
+    that had them may have ended."""
+    try:
+        return httpx.get(f"http://{target}/metrics", timeout=ANSWER_S).text.splitlines()
+    except httpx.ConnectError:
+        return []
 
 
 def free_port() -> int:
@@ -150,3 +166,8 @@ class Asking:
 
 def pixels(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)))
+
+
+def brightness(image: np.ndarray) -> float:
+    """The mean of a uint8 image, from 0 to 1: what a filter of brightness scores."""
+    return float(image.astype(np.float64).mean() / 255)

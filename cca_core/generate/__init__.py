@@ -2,6 +2,8 @@
 
 from cca_core.generate.engine import (
     BATCH_SIZE,
+    Drawn,
+    Engine,
     calls_per_image,
     decode_images,
     generate,
@@ -12,6 +14,8 @@ from cca_core.generate.sampling import Sampling, draw, filtered_probs
 
 __all__ = [
     "BATCH_SIZE",
+    "Drawn",
+    "Engine",
     "Sampling",
     "calls_per_image",
     "decode_images",

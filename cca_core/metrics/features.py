@@ -1,4 +1,4 @@
-"""Reads images; reads and writes classifier.json and classifier.safetensors; measures samples.
+"""Reads images; reads and writes classifier.json and classifier.safetensors: the embedded feature network.
 
 A distance in the features of this small classifier compares samplers of one project with each
 other. It is not FID, which is defined by the published Inception network, and must never be
@@ -11,22 +11,12 @@ import json
 import math
 from dataclasses import asdict, dataclass
 
-import numpy as np
 import torch.nn.functional as F
 from safetensors.torch import load
 from torch import Tensor, nn
 
 from cca_core.bundle import encode_tensors
 from cca_core.config import ConfigError
-from cca_core.metrics.fidelity import (
-    Array,
-    Moments,
-    as_float64,
-    frechet_distance,
-    inception_score,
-    kernel_distance,
-    precision_recall,
-)
 from cca_core.store import StageDirectory
 
 FORMAT_VERSION = 1
@@ -105,53 +95,3 @@ def load_classifier(directory: StageDirectory) -> Classifier:
     model = Classifier(ClassifierSpec(**raw["spec"]))
     model.load_state_dict(load(directory.read_bytes(WEIGHTS_NAME)), strict=True)
     return model.eval()
-
-
-def measure(
-    real_features: Array,
-    real_labels: Array,
-    sample_features: Array,
-    sample_logits: Array,
-    sample_labels: Array,
-    *,
-    k: int,
-) -> dict[str, float | list[float | None]]:
-    """Every number about one set of samples; the order of the rows matters only to rounding.
-
-    Args:
-        real_features, sample_features: [N, D] of one feature network.
-        real_labels: class ids [N].
-        sample_logits: class logits [N, K] of the samples.
-        sample_labels: the class ids [N] the samples were drawn for.
-        k: neighbour of precision and recall.
-
-    Returns:
-        distance (Frechet), inception_score, precision, recall, kernel_distance; class_consistency,
-        the share of samples classified as what they were drawn for, and the same as
-        class_consistency_per_class (None for a class without samples); label_shift, the total
-        variation distance between the class shares of real images and samples, which inflates the
-        distances (0: same mix); the counts n (samples) and n_real.
-    """
-    real, sample = Moments.of(real_features), Moments.of(sample_features)
-    precision, recall = precision_recall(real_features, sample_features, k)
-    logits_NK = as_float64(sample_logits)
-    num_classes = logits_NK.shape[1]
-    real_labels_N, labels_N = (as_float64(x).astype(np.int64) for x in (real_labels, sample_labels))
-    drawn_K = np.bincount(labels_N, minlength=num_classes)
-    right_K = np.bincount(labels_N[logits_NK.argmax(axis=1) == labels_N], minlength=num_classes)
-    real_share_K = np.bincount(real_labels_N, minlength=num_classes) / real.count
-    return {
-        "distance": frechet_distance(real.mean, real.covariance, sample.mean, sample.covariance),
-        # One split, as the official evaluator has up to 5000 images: it depends on no order.
-        "inception_score": inception_score(logits_NK, splits=1)[0],
-        "precision": precision,
-        "recall": recall,
-        "kernel_distance": kernel_distance(real_features, sample_features),
-        "class_consistency": float(right_K.sum() / sample.count),
-        "class_consistency_per_class": [
-            float(right / drawn) if drawn else None for right, drawn in zip(right_K, drawn_K, strict=True)
-        ],
-        "label_shift": float(np.abs(drawn_K / sample.count - real_share_K).sum() / 2),
-        "n": sample.count,
-        "n_real": real.count,
-    }

@@ -24,12 +24,13 @@ class Rows:
         """The same conditions with ``change`` applied to every tensor."""
         return type(self)(**{name: change(value) for name, value in vars(self).items() if value is not None})
 
-    def append(self, other: Self) -> Self:
-        """These rows, then the other's; ConfigError where one has a tensor that the other lacks."""
-        mine, theirs = vars(self), vars(other)
-        if lacking := [name for name in mine if (mine[name] is None) != (theirs[name] is None)]:
-            raise ConfigError(f"rows with and without {lacking[0]} do not go into one batch: give it to all of them")
-        return type(self)(**{name: torch.cat([v, theirs[name]]) for name, v in mine.items() if v is not None})
+    def append(self, *others: Self) -> Self:
+        """These rows, then the others'; ConfigError where one has a tensor that another lacks."""
+        columns = {name: [vars(rows)[name] for rows in (self, *others)] for name in vars(self)}
+        for name, values in columns.items():
+            if 0 < sum(value is None for value in values) < len(values):
+                raise ConfigError(f"rows with and without {name} do not go into one batch: give it to all of them")
+        return type(self)(**{name: torch.cat(values) for name, values in columns.items() if values[0] is not None})
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,53 @@ class Decoder(ABC):
         """Feed the tokens drawn last (None at the start); return the next logits, float32 [R, n, V]."""
 
 
+class SlotDecoder(ABC):
+    """Generation state of a fixed number of slots, each a row or idle. One ``step`` is one model call over all slots:
+    its shape never changes, so that a row is drawn alike whatever is in the other slots."""
+
+    #: Whether rows may enter while others are under way; otherwise only when all slots are idle.
+    continuous: ClassVar[bool]
+
+    @abstractmethod
+    def enter(self, slots: list[int], cond: ClassIds | Captions) -> None:
+        """Start the rows of ``cond`` in these slots, at the next step."""
+
+    @abstractmethod
+    def leave(self, slots: list[int]) -> None:
+        """These slots are idle from now on."""
+
+    @abstractmethod
+    def step(self, previous_Sn: Tensor) -> Tensor:
+        """Feed the tokens drawn last (of rows that just entered they do not count); return the next logits, float32
+        [S, n, V], which mean nothing in idle slots."""
+
+
+class LockstepSlots(SlotDecoder):
+    """Slots over a ``Decoder``, which has all rows at one step."""
+
+    continuous = False
+
+    def __init__(self, model: ARImageModel, num_slots: int) -> None:
+        self.model, self.num_slots = model, num_slots
+        self.decoder: Decoder | None = None
+        self.started = False
+
+    def enter(self, slots: list[int], cond: ClassIds | Captions) -> None:
+        rows = [0] * self.num_slots  # idle ones draw what the first row does
+        for row, slot in enumerate(slots):
+            rows[slot] = row
+        self.decoder, self.started = self.model.decoder(cond.map(lambda tensor: tensor[rows])), False
+
+    def leave(self, slots: list[int]) -> None:
+        del slots
+
+    def step(self, previous_Sn: Tensor) -> Tensor:
+        assert self.decoder is not None, "a row has entered"
+        logits = self.decoder.step(previous_Sn if self.started else None)
+        self.started = True
+        return logits
+
+
 class ARImageModel(nn.Module, ABC):
     """An autoregressive image model. Calling it IS scoring: ``model(tokens_BL, cond)`` is the log-prob of each token.
 
@@ -126,6 +174,10 @@ class ARImageModel(nn.Module, ABC):
     @abstractmethod
     def decoder(self, cond: Cond) -> Decoder:
         """A fresh decoder for the rows of ``cond``."""
+
+    def slots(self, num_slots: int) -> SlotDecoder:
+        """Idle slots to draw in."""
+        return LockstepSlots(self, num_slots)
 
     @abstractmethod
     def null_cond(self, cond: Cond) -> ClassIds | Captions:

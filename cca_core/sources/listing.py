@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,7 +80,7 @@ def make_listing(config: SourceConfig, found: FoundRows) -> tuple[pa.Table, tupl
     rows = rows.set_column(rows.column_names.index("error"), "error", error).filter(pa.array(wanted))
     listing = _mark_duplicates(rows.sort_by([("image_id", "ascending"), ("order", "ascending")]))
     _check_classes(config, found, listing, names)
-    return _limit(listing, config.limit), names
+    return _limit(listing, config), names
 
 
 def read_class_map(config: SourceConfig) -> ClassMap | None:
@@ -221,12 +222,14 @@ def _check_classes(config: SourceConfig, found: FoundRows, listing: pa.Table, na
         )
 
 
-def _limit(listing: pa.Table, limit: int) -> pa.Table:
+def _limit(listing: pa.Table, config: SourceConfig) -> pa.Table:
     """The images whose ids have the smallest hashes: the same ones on any machine, classes mixed as before.
 
-    A larger limit adds images and removes none.
+    A larger limit or fraction adds images and removes none.
     """
-    if not limit:
+    count = min(config.limit or listing.num_rows, listing.num_rows)
+    count = math.ceil(count * config.fraction)
+    if count == listing.num_rows:
         return listing
     hashes = pairs.id_hashes(listing.column("image_id").to_pylist())
-    return listing.take(pa.array(np.sort(np.argsort(hashes, kind="stable")[:limit])))
+    return listing.take(pa.array(np.sort(np.argsort(hashes, kind="stable")[:count])))

@@ -18,6 +18,9 @@ def missing_files(recipe: Recipe) -> dict[str, str]:
         "source.uri": recipe.source.uri,
         "tokenizer.checkpoint": recipe.tokenizer.checkpoint,
         "base.checkpoint": recipe.base.checkpoint,
+        "features.network": recipe.features.network,
+        "evaluate.real_statistics": recipe.evaluate.real_statistics,
+        "safety.filter": recipe.safety.filter,
     }
     return {key: uri for key, uri in named.items() if uri and not _exists(uri)}
 

@@ -23,6 +23,7 @@ from cca_core.stages.forgotten import forgotten_ids, remember_to_forget, without
 from cca_core.stages.graph import active, upstream_of
 from cca_core.stages.inputs import write_source
 from cca_core.stages.run import Context, LocalExecutor, run_stage
+from cca_core.stages.safety import COPIES, UNIFORM
 from cca_core.stages.shards import SIBLINGS
 from cca_core.stages.tokenizer import PICTURE
 from cca_core.store import StageDirectory, Store, shard_name
@@ -189,11 +190,14 @@ def _models(store: Store, sources: set[str], tokens: set[str]) -> dict[str, list
 
 def _pictures(store: Store, sources: set[str]) -> list[str]:
     features = {d.digest for d, manifest in finished(store, "features") if manifest.upstream["source"] in sources}
+    measured = {d.digest for d, manifest in finished(store, "evaluate") if manifest.upstream["features"] in features}
     shown = [
         f"{directory.uri}/{name}"
         for stage, key, digests, name in (
             ("tokenizer", "source", sources, PICTURE),
             ("baseline", "features", features, PICTURES["real images, held out"]),
+            ("safety", "evaluate", measured, COPIES),
+            ("safety", "evaluate", measured, UNIFORM),
         )
         for directory, manifest in finished(store, stage)
         if manifest.upstream.get(key) in digests and name in manifest.files

@@ -32,6 +32,10 @@ class StageSpec:
         return folder_of(self.name)
 
 
+#: Stages that a sweep runs once for each candidate that it keeps.
+PER_CANDIDATE = ("align", "evaluate", "safety")
+
+
 def folder_of(stage: str) -> str:
     """Candidates of a sweep's lower ranks (align-2, evaluate-2) are directories beside the first's."""
     return stage.partition("-")[0]
@@ -43,7 +47,7 @@ def ranked(stage: str, rank: int) -> str:
 
 
 def candidates(recipe: Recipe, stage: str) -> list[str]:
-    """The stages, align or evaluate, of all candidates of a recipe, by rank."""
+    """The stages (one of ``PER_CANDIDATE``) of all candidates of a recipe, by rank."""
     return [ranked(stage, rank) for rank in range(1, (recipe.sweep.keep if recipe.sweep.enabled else 1) + 1)]
 
 
@@ -54,6 +58,12 @@ def rank_of(stage: str) -> int:
 def _pick(config: Any, *names: str) -> Section:
     values = as_dict(config)
     return {name: values[name] for name in names}
+
+
+# A feature network counts by its sha256, not by where it lies.
+def _features_section(recipe: Recipe) -> Section:
+    features = {name: value for name, value in as_dict(recipe.features).items() if name != "network"}
+    return {"features": features} | _image_section(recipe)
 
 
 def _evaluate(recipe: Recipe, *names: str) -> Section:
@@ -88,8 +98,15 @@ def _base_section(recipe: Recipe) -> Section:
     return {"family": recipe.family, "base": as_dict(recipe.base), "seed": recipe.seed, "precision": recipe.precision}
 
 
-#: In the order in which they run. ``source``, ``tokenizer_checkpoint`` and ``base_checkpoint`` are outside: the digest
-#: of the source's listing, the sha256 of a file. safety will stand before decide; ``active`` adds sweep before align.
+# Limits compute nothing, and a filter counts by its sha256, not by where it lies.
+def _safety_section(recipe: Recipe) -> Section:
+    spec = recipe.safety.filter_spec
+    return {"filter": as_dict(spec)} if spec else {}
+
+
+#: In the order in which they run. ``source``, ``tokenizer_checkpoint``, ``base_checkpoint`` and ``real_statistics`` are
+#: outside: the digest of the source's listing, the sha256 of a file. ``active`` adds
+#: sweep before align.
 STAGES: tuple[StageSpec, ...] = (
     StageSpec(
         "tokenizer",
@@ -107,9 +124,9 @@ STAGES: tuple[StageSpec, ...] = (
     ),
     StageSpec(
         "features",
-        1,
-        ("source",),
-        lambda r: {"features": as_dict(r.features)} | _image_section(r),
+        2,
+        ("source", "real_statistics"),
+        _features_section,
         "the feature network and the features of the real images",
     ),
     StageSpec(
@@ -121,7 +138,7 @@ STAGES: tuple[StageSpec, ...] = (
     ),
     StageSpec(
         "baseline",
-        1,
+        2,
         ("base", "features"),
         lambda r: _evaluate(r, "cfg_scales", "temperatures"),
         "the base measured: guidance-free, over CFG scales, over temperatures",
@@ -146,10 +163,17 @@ STAGES: tuple[StageSpec, ...] = (
     ),
     StageSpec(
         "evaluate",
-        1,
+        2,
         ("align", "features", "baseline"),
         lambda r: _evaluate(r, "aligned_temperatures"),
         "the candidate measured, and its cost beside the base's",
+    ),
+    StageSpec(
+        "safety",
+        1,
+        ("evaluate",),
+        _safety_section,
+        "variety, copies of training images and mixed-up classes, with pictures of the worst cases",
     ),
 )
 
@@ -158,7 +182,7 @@ def _sweep(recipe: Recipe) -> StageSpec:
     config, chosen = recipe.sweep, trials(recipe)
     return StageSpec(
         "sweep",
-        1,
+        2,
         ("base", "tokens", "reference", "features", "baseline"),
         # What the trials are, not the lists they come from; keep chooses among their results.
         lambda r: {
@@ -177,7 +201,7 @@ def _with_sweep(stages: list[StageSpec], recipe: Recipe) -> list[StageSpec]:
     """The sweep before the candidates that it chooses, one for each rank that is kept."""
     found: list[StageSpec] = []
     for spec in stages:
-        if spec.name not in ("align", "evaluate"):
+        if spec.name not in PER_CANDIDATE:
             found.append(spec)
             continue
         if spec.name == "align":
@@ -188,7 +212,7 @@ def _with_sweep(stages: list[StageSpec], recipe: Recipe) -> list[StageSpec]:
 
 def _candidate(spec: StageSpec, name: str) -> StageSpec:
     rank = rank_of(name)
-    upstream = tuple(ranked(part, rank) if part == "align" else part for part in spec.upstream)
+    upstream = tuple(ranked(part, rank) if part in PER_CANDIDATE else part for part in spec.upstream)
     spec = replace(spec, name=name, upstream=upstream)
     if spec.folder != "align":
         return spec
@@ -203,7 +227,8 @@ def _candidate(spec: StageSpec, name: str) -> StageSpec:
 def active(recipe: Recipe) -> tuple[StageSpec, ...]:
     """The stages of this recipe, each with what it really depends on: no reference columns where the frozen model runs
     in the loop; a tokenizer that is imported owes nothing to the images; features of reconstructions, where the source
-    has codes and no images, depend on the tokenizer; a sweep, where it is on, chooses what is aligned.
+    has codes and no images, depend on the tokenizer; an alignment that is measured on the way needs features; a sweep,
+    where it is on, chooses what is aligned.
 
     Raises ConfigError for a sweep with fewer trials than it should keep.
     """
@@ -212,7 +237,9 @@ def active(recipe: Recipe) -> tuple[StageSpec, ...]:
     if recipe.tokenizer.checkpoint:
         upstream["tokenizer"] = ("tokenizer_checkpoint",)
     if recipe.source.kind == "codes":
-        upstream["features"] = ("source", "tokenizer")
+        upstream["features"] = ("source", "tokenizer", "real_statistics")
+    if recipe.align.evaluations:
+        upstream["align"] = ("base", "tokens", "reference", "features")
     stages = [replace(s, upstream=upstream.get(s.name, s.upstream)) for s in stages]
     return tuple(_with_sweep(stages, recipe) if recipe.sweep.enabled else stages)
 

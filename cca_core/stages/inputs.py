@@ -13,6 +13,7 @@ from cca_core.bundle import INFO_NAME, MODEL_NAME, TOKENIZER_NAME, is_bundle
 from cca_core.config import ConfigError, Recipe
 from cca_core.dataset import CLASSES_NAME, LISTING_NAME
 from cca_core.manifest import Manifest
+from cca_core.metrics.torchscript import check_sha256
 from cca_core.models import family
 from cca_core.models.base import ModelSpec
 from cca_core.models.load import read_spec
@@ -28,7 +29,9 @@ from cca_core.workers.codes import check_codes
 SHOWN_REASONS = 3
 
 
-def file_sha256(uri: str) -> str:
+def file_sha256(
+    uri: str, what: str = "checkpoint", give: str = "a bundle directory or an official .pt/.pth file"
+) -> str:
     """sha256 of a file, or of a bundle's files in order; ConfigError where there is none."""
     sha = hashlib.sha256()
     fs, path = fsspec.url_to_fs(uri)
@@ -42,7 +45,7 @@ def file_sha256(uri: str) -> str:
                 while block := file.read(1 << 22):
                     sha.update(block)
     except (FileNotFoundError, IsADirectoryError):
-        raise ConfigError(f"no checkpoint at {uri}: give a bundle directory or an official .pt/.pth file") from None
+        raise ConfigError(f"no {what} at {uri}: give {give}") from None
     return sha.hexdigest()
 
 
@@ -56,7 +59,8 @@ def list_source(recipe: Recipe, store: Store | None = None) -> tuple[pa.Table, t
 def input_digests(recipe: Recipe, store: Store | None = None) -> dict[str, str]:
     """What a plan starts from: the source as it is now, and the content of the checkpoints.
 
-    Raises ConfigError for a source with nothing to read, or a checkpoint that is not there.
+    Raises ConfigError for a source with nothing to read, a file that is not there, or a feature network or content
+    filter that is not the one the recipe pins.
     """
     listing, names = list_source(recipe, store)
     if len(names) < 2:
@@ -66,6 +70,15 @@ def input_digests(recipe: Recipe, store: Store | None = None) -> dict[str, str]:
     for part, uri in (("tokenizer", recipe.tokenizer.checkpoint), ("base", recipe.base.checkpoint)):
         if uri:
             digests[f"{part}_checkpoint"] = file_sha256(uri)
+    if recipe.evaluate.real_statistics:
+        uri = recipe.evaluate.real_statistics
+        digests["real_statistics"] = file_sha256(uri, "real statistics", "an .npz of statistics or images")
+    for what, uri, pinned, key in (
+        ("feature network", recipe.features.network, recipe.features.sha256, "features.sha256"),
+        ("content filter", recipe.safety.filter, recipe.safety.filter_sha256, "safety.filter_sha256"),
+    ):
+        if uri:
+            check_sha256(file_sha256(uri, what, "a TorchScript file"), pinned, name=uri, key=key)
     return digests
 
 

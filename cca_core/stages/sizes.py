@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -39,8 +40,8 @@ class Sizes:
     #: Of tokens/, all views; of reference/, all epochs (0 where the reference is online).
     tokens_bytes: int
     reference_bytes: int
-    #: What the features stage holds in memory: every image decoded, as bytes and as float32.
-    features_bytes: int
+    #: Every image decoded, as the features stage and the tokenizer's trainer read them.
+    decoded_bytes: int
     #: Model calls that one image costs, with and without guidance.
     calls_guided: int
     calls_free: int
@@ -84,7 +85,7 @@ def plan_sizes(recipe: Recipe, *, gpu_bytes: int, missing: Collection[str] = ())
         tokenizer_parameters=num_parameters(tokenizer),
         tokens_bytes=round(num_images * recipe.tokens.num_views * token_row_bytes(num_tokens, vq, listing)),
         reference_bytes=round(num_images * align.epochs * reference_row_bytes()) if cached else 0,
-        features_bytes=num_images * recipe.tokens.image_size**2 * 3 * (1 + 4),
+        decoded_bytes=num_images * recipe.tokens.image_size**2 * 3,
         calls_guided=calls_per_image(model, Sampling(cfg_scale=recipe.evaluate.cfg_scales[0])),
         calls_free=calls_per_image(model, Sampling()),
         micro_batch_size=micro_batch_size,
@@ -118,7 +119,7 @@ def reference_row_bytes() -> float:
 
 def _expected_images(recipe: Recipe) -> int:
     known, limit = recipe.expect.images, recipe.source.limit
-    return min(known, limit) if known and limit else known
+    return math.ceil((min(known, limit) if limit else known) * recipe.source.fraction)
 
 
 def _tokenizer_spec(recipe: Recipe, missing: Collection[str]) -> Any:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from cca_core.config import ConfigError
-from cca_core.dataset import valid_manifest
+from cca_core.dataset import classes_with_images
 from cca_core.manifest import Manifest
 from cca_core.stages.evaluate import RESULTS, best_cfg, load_results
 from cca_core.stages.grid import Settings, trials
@@ -149,7 +149,6 @@ def _baseline(context: Context) -> tuple[dict[str, Any], dict[str, Any]]:
 def _arguments(context: Context, directory: StageDirectory, cfg_scale: float) -> dict[str, Any]:
     """What all trials are given."""
     recipe = context.recipe
-    counts = valid_manifest(context.directory("tokens")).facts["images_per_class"]
     return {
         "directory": directory,
         "recipe": recipe,
@@ -157,7 +156,7 @@ def _arguments(context: Context, directory: StageDirectory, cfg_scale: float) ->
         "base": context.directory("base"),
         "reference": context.directory("reference") if recipe.reference.mode == "cached" else None,
         "features": context.directory("features"),
-        "classes": [index for index, count in enumerate(counts) if count],
+        "classes": classes_with_images(context.directory("tokens")),
         "cfg_scale": cfg_scale,
     }
 

@@ -23,6 +23,8 @@ from cca_core.train.tokenizer import train_tokenizer
 from cca_core.workers.images import grid_png, load_images
 
 PICTURE = "reconstructions.png"
+#: Held-out images in it.
+SHOWN = 12
 
 
 def run(stage: str, context: Context) -> Manifest:
@@ -50,8 +52,6 @@ def train(
 ) -> dict[str, Any]:
     """Train the small tokenizer on the training images and write it with its curve and a picture."""
     images = load_images(recipe, source)
-    pixels = torch.from_numpy(images.pixels)
-    held_out = torch.from_numpy(images.held_out)
     curve: list[dict[str, float]] = []
 
     def on_epoch(record: dict[str, float]) -> None:
@@ -59,8 +59,8 @@ def train(
         on_log({"step": record["epoch"], **record})
 
     tokenizer, facts = train_tokenizer(
-        pixels[~held_out],
-        pixels[held_out],
+        torch.from_numpy(images.pixels),
+        torch.from_numpy(images.held_out),
         recipe.tokenizer,
         family(recipe.family),
         seed=recipe.seed,
@@ -70,13 +70,15 @@ def train(
     )
     write_bundle(directory, bundle_info(None, tokenizer, recipe, images.class_names, {}), None, tokenizer)
     directory.write_json(CURVE_NAME, curve)
-    directory.write_bytes(PICTURE, reconstruction_grid(tokenizer, images.pixels[images.held_out], recipe))
+    directory.write_bytes(
+        PICTURE, reconstruction_grid(tokenizer, images.pixels[np.flatnonzero(images.held_out)[:SHOWN]])
+    )
     return facts
 
 
-def reconstruction_grid(tokenizer: ImageTokenizer, pixels_NCHW: np.ndarray, recipe: Recipe, count: int = 12) -> bytes:
-    """A PNG of held-out images above their reconstructions."""
-    shown = torch.from_numpy(pixels_NCHW[:count])
+def reconstruction_grid(tokenizer: ImageTokenizer, pixels_NCHW: np.ndarray) -> bytes:
+    """A PNG of images above their reconstructions."""
+    shown = torch.from_numpy(pixels_NCHW)
     device = next(tokenizer.parameters()).device
     with torch.inference_mode():
         tokens = tokenizer.encode(shown.to(device).float() / 127.5 - 1)

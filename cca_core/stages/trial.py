@@ -4,35 +4,23 @@ picture."""
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
-
-import numpy as np
-import torch
-from torch import nn
 
 from cca_core.config import ConfigError, Recipe
 from cca_core.dataset import TokenDataset
-from cca_core.generate import Sampling, decode_images, generate
 from cca_core.manifest import stage_digest
-from cca_core.metrics.features import Classifier, load_classifier, measure
-from cca_core.models import ARImageModel, load_model, load_tokenizer, to_uint8
-from cca_core.stages.features import real_features
+from cca_core.models import ARImageModel, load_model
 from cca_core.stages.grid import Settings, with_settings
+from cca_core.stages.judge import Judge
 from cca_core.store import StageDirectory
 from cca_core.train.distributed import pick_device, world
 from cca_core.train.errors import NonFiniteError
 from cca_core.train.fit import Hooks
 from cca_core.train.jobs import alignment_batches, fit_aligned
 from cca_core.train.train_state import TrainStates
-from cca_core.workers.images import grid_png
-from cca_core.workers.sample import GRID_ROWS, image_features, sample_classes, sample_seeds
-
-#: Behind a metric of the trial when it is guided all the same.
-GUIDED = "_cfg"
 
 
 def trial_file(key: str, evaluation: int, extension: str = "json") -> str:
@@ -75,7 +63,8 @@ def run_trial(
     started = time.perf_counter()
     result: dict[str, Any] = {"evaluation": evaluation, "step": 0, "metrics": {}, "curve": [], "error": ""}
     device = pick_device(recipe.execution.device)
-    judge = _Judge(recipe, base, features, classes, cfg_scale, device)
+    seeds, count, real = recipe.sweep.seeds, recipe.sweep.num_samples, recipe.evaluate.real_set
+    judge = Judge(recipe, base, features, classes, seeds, count, device, real=real, cfg_scale=cfg_scale)
     epochs, evaluations = recipe.sweep.epochs or recipe.align.epochs, recipe.sweep.evaluations
     with world(device) as group:
         model = load_model(base.uri)
@@ -114,53 +103,3 @@ def run_trial(
             result |= {"metrics": {}, "error": str(error), "seconds": time.perf_counter() - started}
             directory.write_json(trial_file(settings.key, evaluation), result)
     return result
-
-
-@dataclass(frozen=True)
-class _Sampled:
-    values: dict[str, float]
-    picture: bytes
-
-
-class _Judge:
-    """Measures a model as the evaluation does, on fewer samples: guidance-free on all seeds, guided on the first."""
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        base: StageDirectory,
-        features: StageDirectory,
-        classes: Sequence[int],
-        cfg_scale: float,
-        device: torch.device,
-    ) -> None:
-        self.recipe, self.classes, self.cfg_scale = recipe, classes, cfg_scale
-        self.tokenizer: nn.Module = load_tokenizer(base.uri, device=str(device))
-        self.classifier: Classifier = load_classifier(features).to(device)
-        self.real = real_features(features, recipe.evaluate.real)
-
-    def __call__(self, model: ARImageModel) -> tuple[dict[str, float], bytes]:
-        """Means over seeds by name, those of the guided model with ``GUIDED`` behind; and a picture of free ones."""
-        seeds = self.recipe.sweep.seeds
-        free = [self._sample(model, Sampling(), seed) for seed in seeds]
-        guided = self._sample(model, Sampling(cfg_scale=self.cfg_scale), seeds[0])
-        metrics = {name: statistics.fmean(one.values[name] for one in free) for name in free[0].values}
-        metrics |= {f"{name}{GUIDED}": value for name, value in guided.values.items()}
-        return metrics, free[0].picture
-
-    def _sample(self, model: ARImageModel, sampling: Sampling, seed: int) -> _Sampled:
-        count = self.recipe.sweep.num_samples
-        size = min(self.recipe.evaluate.batch_size, count)
-        classes = sample_classes(0, count, self.classes)
-        tokens = generate(model, classes, sampling, sample_seeds(seed, 0, count), batch_size=size)
-        images = decode_images(self.tokenizer, tokens, batch_size=size)
-        features, logits = image_features(self.classifier, images, size)
-        found = measure(*self.real, features, logits, classes.numpy(), k=self.recipe.evaluate.neighbour)
-        return _Sampled({n: v for n, v in found.items() if isinstance(v, float)}, self._picture(images))
-
-    def _picture(self, images_NCHW: torch.Tensor) -> bytes:
-        """One column per class, as in the pictures of the evaluation."""
-        columns = len(self.classes)
-        count = min(columns * GRID_ROWS, len(images_NCHW))
-        pixels: np.ndarray = to_uint8(images_NCHW[:count]).numpy()
-        return grid_png([pixels[i : i + columns] for i in range(0, count, columns)])

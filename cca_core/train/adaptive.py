@@ -16,6 +16,8 @@ GAINS = {"lambda_": (0.3, 10.0), "null_share": (0.1, 1.0)}
 LAMBDA_START, LAMBDA_LOW, LAMBDA_HIGH = 1.0, 0.01, 10_000.0
 #: An adaptive null share stays above this share of its maximum: without null rows nobody would see them change.
 NULL_SHARE_LOW = 0.1
+#: Images whose log-ratios before the first step give the offset.
+OFFSET_IMAGES = 1024
 
 
 @dataclass
@@ -23,13 +25,14 @@ class Control:
     """A weight that keeps a mean log-ratio at a target: dual ascent on that constraint, with a proportional term (the
     PI form of Stooke et al., arXiv 2007.03964), in the logarithm of the weight.
 
-    The error of a step is (mean log-ratio per token, in nats, over the global batch) - target. More lambda lowers the
-    log-ratio of right conditions: wrong ones are pushed down harder, and the right ones go with them; so the weight
-    rises with the error. More null_share raises that of the null condition, which is trained more; so it falls.
+    The error of a step is (mean log-ratio per token, in nats, over the global batch) - offset - target. More lambda
+    lowers the log-ratio of right conditions: wrong ones are pushed down harder, and the right ones go with them; so the
+    weight rises with the error. More null_share raises that of the null condition, which is trained more; so it falls.
 
     Attributes:
         weight: what is controlled; ``value`` is what it is now, between ``low`` and ``high``.
         metric: the mean that is kept at ``target``, in nats per token.
+        offset: what it is before the first step: the policy has dropout, its reference has none.
     """
 
     weight: Literal["lambda_", "null_share"]
@@ -38,6 +41,7 @@ class Control:
     value: float
     low: float
     high: float
+    offset: float = 0.0
 
     def __post_init__(self) -> None:
         self.sum = math.log(self.value)
@@ -47,7 +51,7 @@ class Control:
         step) leaves it."""
         if not math.isfinite(log_ratio):
             return
-        error = log_ratio / num_tokens - self.target
+        error = log_ratio / num_tokens - self.offset - self.target
         error = error if self.weight == "lambda_" else -error
         low, high = math.log(self.low), math.log(self.high)
         integral, proportional = GAINS[self.weight]
@@ -56,10 +60,10 @@ class Control:
 
     def state(self) -> list[float]:
         """What a train state keeps."""
-        return [self.value, self.sum]
+        return [self.value, self.sum, self.offset]
 
     def restore(self, state: list[float]) -> None:
-        self.value, self.sum = state
+        self.value, self.sum, self.offset = state
 
 
 def controls(recipe: Recipe) -> tuple[Control, ...]:

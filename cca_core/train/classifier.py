@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,7 @@ def train_classifier(
     stay as they are.
 
     Args:
-        images_NCHW: float32 [N, 3, S, S] in [-1, 1].
+        images_NCHW: uint8 [N, 3, S, S]; they stay where they are, and batches go to ``device``.
         labels_N: class ids, integers [N].
         held_out_N: bool [N].
         on_epoch: called after each epoch with epoch (from 1), loss (mean, nats), lr and
@@ -45,10 +45,12 @@ def train_classifier(
     if held_out_N.all() or not held_out_N.any():
         raise ConfigError("the classifier needs training and held-out images: change source.held_out_fraction")
     started = time.perf_counter()
-    images_NCHW, labels_N = images_NCHW.to(device), labels_N.to(device, torch.int64)
-    held_out_rows_H = held_out_N.nonzero()[:, 0].to(device)
-    held_out_HCHW, held_out_labels_H = images_NCHW[held_out_rows_H], labels_N[held_out_rows_H]
-    train_rows_M = (~held_out_N).nonzero()[:, 0].cpu()
+    labels_N = labels_N.to(torch.int64)
+    held_out_rows_H, train_rows_M = (mask.nonzero()[:, 0] for mask in (held_out_N, ~held_out_N))
+
+    def batch(rows_B: Tensor) -> tuple[Tensor, Tensor]:
+        return images_NCHW[rows_B].to(device).float() / 127.5 - 1, labels_N[rows_B].to(device)
+
     spec = ClassifierSpec(
         width=config.width,
         feature_dim=config.feature_dim,
@@ -64,19 +66,19 @@ def train_classifier(
         model.train()
         loss_sum = torch.zeros((), device=device)
         order_M = train_rows_M[torch.randperm(len(train_rows_M), generator=generator)]
-        for rows_B in order_M.to(device).split(config.batch_size):
+        for rows_B in order_M.split(config.batch_size):
             lr = learning_rate(config.optim, step, total_steps)
             set_learning_rate(optimizer, lr)
-            images_BCHW = shifted(images_NCHW[rows_B], config.max_shift, generator)
-            _, logits_BK = model(images_BCHW)
-            loss = F.cross_entropy(logits_BK, labels_N[rows_B])
+            images_BCHW, labels_B = batch(rows_B)
+            _, logits_BK = model(shifted(images_BCHW, config.max_shift, generator))
+            loss = F.cross_entropy(logits_BK, labels_B)
             optimizer.zero_grad()
             loss.backward()
             clip_gradients(model, config.optim)
             optimizer.step()
             loss_sum += loss.detach() * len(rows_B)
             step += 1
-        accuracy = _accuracy(model, held_out_HCHW, held_out_labels_H, config.batch_size)
+        accuracy = _accuracy(model, map(batch, held_out_rows_H.split(config.batch_size)))
         loss_mean = loss_sum.item() / len(train_rows_M)
         on_epoch({"epoch": epoch, "loss": loss_mean, "lr": lr, "held_out_accuracy": accuracy})
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -96,7 +98,10 @@ def _seeded_classifier(spec: ClassifierSpec, seed: int) -> Classifier:
 
 
 @torch.no_grad()
-def _accuracy(model: Classifier, images_NCHW: Tensor, labels_N: Tensor, batch_size: int) -> float:
+def _accuracy(model: Classifier, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
     model.eval()
-    batches = zip(images_NCHW.split(batch_size), labels_N.split(batch_size), strict=True)
-    return sum(int((model(x)[1].argmax(dim=1) == y).sum()) for x, y in batches) / len(labels_N)
+    right, count = 0, 0
+    for images_BCHW, labels_B in batches:
+        right += int((model(images_BCHW)[1].argmax(dim=1) == labels_B).sum())
+        count += len(labels_B)
+    return right / count

@@ -14,7 +14,7 @@ from cca_core.config import ExecutionConfig, OptimConfig
 from cca_core.models import ARImageModel
 from cca_core.models.conditions import ClassConditions, Conditions, scorer
 from cca_core.objectives.base import LossOutput, Objective
-from cca_core.train.adaptive import Control
+from cca_core.train.adaptive import OFFSET_IMAGES, Control
 from cca_core.train.batches import BatchSource, ahead, to_device
 from cca_core.train.distributed import Parallel, World, autocast, sum_over_ranks
 from cca_core.train.errors import NonFiniteError
@@ -120,8 +120,12 @@ class _Loop:
         batches, model = self.batches, self.parallel.model
         self.parallel.wrapped.train()
         start, curve, values = states.restore(model, self.optimizer) if states else (0, [], {})
-        for control in self.controls:
-            control.restore(values.get(control.weight, control.state()))
+        self.skipped = int(curve[-1].get("skipped_steps", 0)) if curve else 0
+        self.prepare_controls(values)
+        if start and hooks.evaluate_every_steps and start % hooks.evaluate_every_steps == 0:
+            with self.parallel.plain() as plain:  # it may have said that training ends, unheard
+                if hooks.on_evaluate(start, plain):
+                    return FitResult(steps=start, resumed_from=start, curve=curve)
         since, rows_since, warned, done = time.perf_counter(), 0, False, start
         for step in range(start, total):
             notice = False
@@ -157,6 +161,23 @@ class _Loop:
                 break
         return FitResult(steps=done, resumed_from=start, curve=curve)
 
+    @torch.no_grad()
+    def prepare_controls(self, values: dict[str, list[float]]) -> None:
+        """Give controlled weights what the train state has of them; before the first step, their offset."""
+        if values or not self.controls:
+            for control in self.controls:
+                control.restore(values[control.weight])
+            return
+        self.apply_controls()
+        count = min(self.batches.steps_per_epoch, max(1, OFFSET_IMAGES // self.batches.global_batch_size))
+        totals: dict[str, float] = {}
+        for step in range(count):
+            for name, value in sum_over_ranks(self.accumulate(step, backward=False)).items():
+                totals[name] = totals.get(name, 0.0) + value
+        means = _means(totals)
+        for control in self.controls:
+            control.offset = means[control.metric] / self.batches.dataset.num_tokens
+
     def apply_controls(self) -> dict[str, float]:
         """Take over the present values of controlled weights; what they are."""
         values = {control.weight: control.value for control in self.controls}
@@ -187,7 +208,7 @@ class _Loop:
         self.optimizer.zero_grad(set_to_none=False)
         return sums, float(norm)
 
-    def accumulate(self, step: int) -> dict[str, Tensor]:
+    def accumulate(self, step: int, *, backward: bool = True) -> dict[str, Tensor]:
         """Forward and backward of all micro-batches of this rank; sums of loss, rows and metrics."""
         global_rows = len(self.batches.images(step))
         count = self.batches.num_micro_batches(step, self.world.size)
@@ -200,8 +221,9 @@ class _Loop:
             with self.parallel.synchronising(index == count - 1):
                 with autocast(self.world.device, self.precision):
                     output: LossOutput = self.objective.step(self.score, to_device(batch, self.world.device))
-                # DDP averages over ranks; the loss is a sum over rows divided by the global count.
-                (output.loss_sum * (self.world.size / global_rows)).backward()
+                if backward:
+                    # DDP averages over ranks; the loss is a sum over rows divided by the global count.
+                    (output.loss_sum * (self.world.size / global_rows)).backward()
             for name, value in {"loss": output.loss_sum, "rows": output.rows, **output.metrics}.items():
                 sums[name] = sums.get(name, 0.0) + value.detach()
         return sums

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 
 import torch
@@ -81,9 +82,10 @@ def train_aligned(
     tokens: StageDirectory,
     base: StageDirectory,
     reference: StageDirectory | None,
+    chosen_weights: Callable[[], dict[str, Tensor]] | None = None,
 ) -> None:
     """Align the base guidance-free and write the aligned bundle (rank 0). Without a reference directory the frozen
-    model runs in the loop."""
+    model runs in the loop. ``chosen_weights`` (called on rank 0) gives weights in the place of the last ones."""
     model = load_model(base.uri)
     batches = alignment_batches(recipe, TokenDataset(tokens), base, reference, model.spec.null_label, world)
     result = fit_aligned(model, recipe, batches, world, TrainStates(directory), hooks)
@@ -92,7 +94,7 @@ def train_aligned(
         digests = {"base": base.digest, "align": directory.digest, "tokens": tokens.digest}
         tokenizer = load_tokenizer(base.uri)
         info = bundle_info(model, tokenizer, recipe, class_names(tokens), digests)
-        write_bundle(directory, info, weights, tokenizer, result)
+        write_bundle(directory, info, chosen_weights() if chosen_weights else weights, tokenizer, result)
 
 
 def fit_aligned(

@@ -59,12 +59,14 @@ def clip_gradients(model: nn.Module, config: OptimConfig) -> Tensor:
     The norm is the one before. Raises NonFiniteError where it is not finite, so that no step spoils
     the weights.
     """
-    limit = config.clip_norm or math.inf
-    norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
-    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    total = nn.utils.get_total_norm(gradients)
+    norm = total.full_tensor() if isinstance(total, DTensor) else total
     # Not torch's own error: that is a RuntimeError like any lost connection or full memory.
     if not norm.isfinite():
         raise NonFiniteError(
             f"the gradient is non-finite (its norm is {norm.item()}): lower optim.lr, or look at the data"
         )
+    if config.clip_norm and norm > config.clip_norm:
+        nn.utils.clip_grads_with_norm_(model.parameters(), config.clip_norm, total)
     return norm

@@ -28,7 +28,7 @@ RESET_EVERY_EPOCHS, RESET_UNTIL = 2, 0.6
 
 def train_tokenizer(
     images_NCHW: Tensor,
-    held_out_NCHW: Tensor,
+    held_out_N: Tensor,
     config: TokenizerConfig,
     family: Family,
     *,
@@ -37,29 +37,32 @@ def train_tokenizer(
     on_epoch: Callable[[dict[str, float]], None],
     on_log: Callable[[dict[str, float]], None] = lambda record: None,
 ) -> tuple[ImageTokenizer, dict[str, float]]:
-    """Train on uint8 images [N, 3, S, S]; return the tokenizer in eval mode and what it reaches on held-out images.
+    """Train on the uint8 images [N, 3, S, S] outside ``held_out_N`` (bool); return the tokenizer in eval mode and what
+    it reaches on the others.
 
     ``on_epoch`` is given a point of the curve, ``on_log`` how far it is (``Pace``).
 
     The facts: mean squared error and PSNR (dB, for a range of 2) on held-out images, codes in use, parameters, seconds.
     """
     started = time.perf_counter()
+    held_out_rows, train_rows = (mask.nonzero()[:, 0] for mask in (held_out_N, ~held_out_N))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         tokenizer = family.build_tokenizer(family.small_tokenizer_spec(config))
         # Channels last: a quarter off the step on a CPU, the same numbers.
         tokenizer = tokenizer.to(device, memory_format=torch.channels_last).train()
         generator = torch.Generator().manual_seed(seed)
-        _start_codes_on_data(tokenizer, _pixels(images_NCHW[:4096], device), generator)
+        _start_codes_on_data(tokenizer, _pixels(images_NCHW[train_rows[:4096]], device), generator)
         optimizer = build_optimizer(tokenizer, config.optim)
-        steps_per_epoch = -(-len(images_NCHW) // config.batch_size)
+        steps_per_epoch = -(-len(train_rows) // config.batch_size)
         total = config.epochs * steps_per_epoch
         step, seen = 0, 0
-        pace = Pace(on_log, config.epochs * len(images_NCHW))
+        pace = Pace(on_log, config.epochs * len(train_rows))
         for epoch in range(config.epochs):
             used = torch.zeros(config.codebook_size, dtype=torch.bool, device=device)
             squared_error = 0.0
-            for rows in torch.randperm(len(images_NCHW), generator=generator).split(config.batch_size):
+            order = train_rows[torch.randperm(len(train_rows), generator=generator)]
+            for rows in order.split(config.batch_size):
                 pixels = shifted(_pixels(images_NCHW[rows], device), config.max_shift, generator)
                 set_learning_rate(optimizer, learning_rate(config.optim, step, total))
                 codes = tokenizer.code_step(pixels)
@@ -77,12 +80,12 @@ def train_tokenizer(
             on_epoch(
                 {
                     "epoch": epoch + 1.0,
-                    "squared_error": squared_error / len(images_NCHW),
+                    "squared_error": squared_error / len(train_rows),
                     "codes_used": float(used.sum()),
                 }
             )
     tokenizer.eval()
-    facts = reconstruction_facts(tokenizer, held_out_NCHW, config.batch_size)
+    facts = reconstruction_facts(tokenizer, images_NCHW, held_out_rows, config.batch_size)
     facts["parameters"] = float(sum(p.numel() for p in tokenizer.parameters()))
     return tokenizer, facts | {"seconds": time.perf_counter() - started}
 
@@ -109,16 +112,18 @@ def _move_unused_codes(tokenizer: ImageTokenizer, used: Tensor, codes: CodeStep,
 
 
 @torch.no_grad()
-def reconstruction_facts(tokenizer: ImageTokenizer, images_NCHW: Tensor, batch_size: int) -> dict[str, float]:
-    """Squared error, PSNR and codes in use over uint8 images [N, 3, S, S]."""
+def reconstruction_facts(
+    tokenizer: ImageTokenizer, images_NCHW: Tensor, rows: Tensor, batch_size: int
+) -> dict[str, float]:
+    """Squared error, PSNR and codes in use over these rows of uint8 images [N, 3, S, S]."""
     device = next(tokenizer.parameters()).device
     used = torch.zeros(tokenizer.spec.codebook_size, dtype=torch.bool, device=device)
     squared_error = torch.zeros((), device=device, dtype=torch.float64)
-    for part in images_NCHW.split(batch_size):
-        pixels = _pixels(part, device)
+    for part in rows.split(batch_size):
+        pixels = _pixels(images_NCHW[part], device)
         tokens = tokenizer.encode(pixels)
         used[tokens.flatten()] = True
         squared_error += (tokenizer.decode(tokens).clamp(-1, 1) - pixels).square().mean((1, 2, 3)).double().sum()
-    mse = float(squared_error) / len(images_NCHW)
+    mse = float(squared_error) / len(rows)
     psnr = 10 * torch.log10(torch.tensor(4.0 / max(mse, 1e-12))).item()
     return {"held_out_mse": mse, "held_out_psnr_db": psnr, "held_out_codes_used": float(used.sum())}

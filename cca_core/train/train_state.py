@@ -21,7 +21,7 @@ from cca_core.store import StageDirectory
 
 T = TypeVar("T")
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 #: What the loop keeps beside model and optimizer.
 _LOOP = ("step", "curve", "adaptive", "format_version")
 #: An older state is kept until the newer one is complete.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
+import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -23,6 +26,8 @@ from cca_core.train.distributed import pick_device
 from cca_core.workers.codes import read_codes
 from cca_core.workers.decode import DecodedImage, decode_views
 
+#: Decoded images that take more than this lie in a file.
+IN_MEMORY_BYTES = 1 << 30
 #: What real images are where the source has codes; stands in facts and reports.
 RECONSTRUCTIONS = "reconstructions, decoded from recorded codes"
 
@@ -45,8 +50,8 @@ def decode_codes(source: Source, listing: pa.Table, recipe: Recipe, tokenizer_ur
 
 @dataclass(frozen=True)
 class LoadedImages:
-    """View 0 (of codes, the centre one) of every readable image, in memory: pixels uint8 [N, 3, S, S], labels [N],
-    held-out mask [N]."""
+    """View 0 (of codes, the centre one) of every readable image: pixels uint8 [N, 3, S, S], labels [N], held-out mask
+    [N]. Large ones lie in a temporary file that the system pages in, so that rows should be asked for in batches."""
 
     pixels: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -55,15 +60,17 @@ class LoadedImages:
 
 
 def load_images(recipe: Recipe, kept: StageDirectory, tokenizer_uri: str = "") -> LoadedImages:
-    """Decode the whole source (its listing is in ``kept``) into memory, for the trainers of tokenizer and classifier.
+    """Decode the whole source (its listing is in ``kept``), for the trainers of tokenizer and classifier.
 
     Where the source has codes, these are reconstructions of the centre view, by the tokenizer at ``tokenizer_uri``.
 
-    Raises ConfigError where no image is readable, or training or held-out images of it are missing.
+    Raises ConfigError where no image is readable, or training or held-out images of it are missing, or where they do
+    not fit on the disk of the temporary folder.
     """
     source = open_source(recipe.source)
     listing, class_names = read_source(kept)
-    ids, labels, pixels = [], [], []
+    ids, labels = [], []
+    pixels = _room((listing.num_rows, 3, recipe.tokens.image_size, recipe.tokens.image_size))
     from_codes = recipe.source.kind == "codes"
     images = (
         decode_codes(source, listing, recipe, tokenizer_uri)
@@ -72,9 +79,9 @@ def load_images(recipe: Recipe, kept: StageDirectory, tokenizer_uri: str = "") -
     )
     for image in images:
         if not image.error:
+            pixels[len(ids)] = image.views_VSS3[0].transpose(2, 0, 1)
             ids.append(image.id)
             labels.append(image.label)
-            pixels.append(image.views_VSS3[0].transpose(2, 0, 1))
     if not ids:
         raise ConfigError(
             f"no readable image among the {len(listing)} of {recipe.source.uri or recipe.source.kind}: "
@@ -85,7 +92,23 @@ def load_images(recipe: Recipe, kept: StageDirectory, tokenizer_uri: str = "") -
         raise ConfigError(
             f"{len(ids)} images are too few to hold out a share of {recipe.source.held_out_fraction}: add images"
         )
-    return LoadedImages(np.stack(pixels), np.asarray(labels, np.int64), held_out, class_names)
+    return LoadedImages(pixels[: len(ids)], np.asarray(labels, np.int64), held_out, class_names)
+
+
+def _room(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Room for images: memory, or a file that goes with the process."""
+    size = math.prod(shape)
+    if size <= IN_MEMORY_BYTES:
+        return np.empty(shape, np.uint8)
+    with tempfile.TemporaryFile() as file:  # the mapping keeps it
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)  # a disk that is full says so here, and not in the middle
+        except OSError as error:
+            raise ConfigError(
+                f"the decoded images take {size / 1e9:.1f} GB in the temporary folder {tempfile.gettempdir()} "
+                f"({error.strerror}): point TMPDIR at a larger disk, or take fewer images (source.fraction)"
+            ) from error
+        return np.memmap(file, np.uint8, "r+", shape=shape)
 
 
 def grid_png(rows: list[NDArray[np.uint8]], *, min_side: int = 32) -> bytes:

@@ -1,4 +1,4 @@
-"""Reads a bundle and the classifier, draws samples straight into features; writes feature shards and one picture."""
+"""Reads a bundle and the feature network, draws samples straight into features; writes feature shards and a picture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cca_core.config import Recipe
 from cca_core.generate import Sampling, decode_images, generate, pad_rows, padded_batches
-from cca_core.metrics.features import Classifier, load_classifier
+from cca_core.metrics.network import FeatureNetwork, load_network
 from cca_core.models import ARImageModel, ImageTokenizer, load_model, load_tokenizer, to_uint8
 from cca_core.schema import features_schema
 from cca_core.store import StageDirectory, shard_name
@@ -52,28 +52,53 @@ def sample_seeds(seed: int, start: int, stop: int) -> Tensor:
     return seed * (1 << 32) + torch.arange(start, stop)
 
 
-def image_features(classifier: Classifier, images_NCHW: Tensor, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Features [N, D] and logits [N, K], float32, in padded batches of one shape."""
-    device = next(classifier.parameters()).device
-    features, logits = [], []
-    with torch.inference_mode():
-        for rows in padded_batches(len(images_NCHW), batch_size):
-            out = classifier(pad_rows(images_NCHW[rows], batch_size).to(device))
-            count = rows.stop - rows.start
-            features.append(out[0][:count].cpu())
-            logits.append(out[1][:count].cpu())
-    return torch.cat(features).numpy(), torch.cat(logits).numpy()
+def sample_ids(seed: int, start: int, stop: int) -> np.ndarray:
+    """Ids of samples for the metrics, uint64: those of all seeds differ."""
+    return sample_seeds(seed, start, stop).numpy().astype(np.uint64)
 
 
-def features_table(labels: np.ndarray, features: np.ndarray, logits: np.ndarray) -> pa.Table:
-    return pa.table(
-        {
-            "label": labels.astype(np.int32),
-            "features": pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features.shape[1]),
-            "logits": pa.FixedSizeListArray.from_arrays(pa.array(logits.reshape(-1)), logits.shape[1]),
-        },
-        schema=features_schema(features.shape[1], logits.shape[1]),
-    )
+def image_features(network: FeatureNetwork, images_NCHW: Tensor, batch_size: int) -> dict[str, np.ndarray]:
+    """What the network says of images in [-1, 1], float32 rows by column, in padded batches of one shape."""
+    found: dict[str, list[Tensor]] = {}
+    for rows in padded_batches(len(images_NCHW), batch_size):
+        outputs = network(pad_rows(images_NCHW[rows], batch_size))
+        for name, values in outputs.columns().items():
+            found.setdefault(name, []).append(values[: rows.stop - rows.start].cpu())
+    return {name: torch.cat(parts).numpy() for name, parts in found.items()}
+
+
+def features_table(labels: np.ndarray, columns: dict[str, np.ndarray]) -> pa.Table:
+    """One row per image; ``columns`` are those of ``image_features``."""
+    arrays = {
+        name: pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+        for name, values in columns.items()
+    }
+    schema = features_schema({name: values.shape[1] for name, values in columns.items()})
+    return pa.table({"label": labels.astype(np.int32), **arrays}, schema=schema)
+
+
+class Drawer:
+    """Draws samples by their numbers, the same whatever they are drawn with; models stay loaded."""
+
+    def __init__(self, recipe: Recipe, classes: Sequence[int]) -> None:
+        self.classes, self.batch_size = classes, recipe.evaluate.batch_size
+        self.device = pick_device(recipe.execution.device)
+        self._models: dict[str, tuple[ARImageModel, ImageTokenizer]] = {}
+
+    def __call__(self, sampler: Sampler, seed: int, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """Classes [n] and images [n, 3, S, S] in [-1, 1]."""
+        model, tokenizer = self._load(sampler.bundle_uri)
+        stop = int(numbers.max()) + 1
+        classes = sample_classes(0, stop, self.classes)[numbers]
+        seeds = sample_seeds(seed, 0, stop)[numbers]
+        tokens = generate(model, classes, sampler.sampling, seeds, batch_size=self.batch_size)
+        return classes, decode_images(tokenizer, tokens, batch_size=self.batch_size)
+
+    def _load(self, uri: str) -> tuple[ARImageModel, ImageTokenizer]:
+        if uri not in self._models:
+            device = str(self.device)
+            self._models[uri] = load_model(uri, device=device), load_tokenizer(uri, device=device)
+        return self._models[uri]
 
 
 class SampleShard(RangeWorker):
@@ -90,18 +115,12 @@ class SampleShard(RangeWorker):
     ) -> None:
         torch.set_num_threads(num_threads)
         self.directory, self.recipe, self.samplers, self.classes = directory, recipe, samplers, classes
-        self.device = pick_device(recipe.execution.device)
-        self.classifier = load_classifier(features).to(self.device)
-        self._models: dict[str, tuple[ARImageModel, ImageTokenizer]] = {}
+        self.draw = Drawer(recipe, classes)
+        self.network = load_network(features, recipe.features).to(self.draw.device)
 
     def run(self, *, sampler: int, seed: int, start: int, stop: int) -> dict[str, Any]:
-        chosen = self.samplers[sampler]
-        model, tokenizer = self._load(chosen.bundle_uri)
-        size = self.recipe.evaluate.batch_size
-        classes = sample_classes(start, stop, self.classes)
-        tokens = generate(model, classes, chosen.sampling, sample_seeds(seed, start, stop), batch_size=size)
-        images = decode_images(tokenizer, tokens, batch_size=size)
-        features, logits = image_features(self.classifier, images, size)
+        classes, images = self.draw(self.samplers[sampler], seed, torch.arange(start, stop))
+        features = image_features(self.network, images, self.recipe.evaluate.batch_size)
         if start == 0 and seed == self.recipe.evaluate.seeds[0]:
             columns = len(self.classes)
             count = min(columns * GRID_ROWS, len(images))
@@ -109,11 +128,5 @@ class SampleShard(RangeWorker):
             rows = [pixels[i : i + columns] for i in range(0, count, columns)]
             self.directory.write_bytes(grid_file(sampler), grid_png(rows))
         name = shard_file(sampler, seed, start, stop)
-        entry = self.directory.write_table(name, features_table(classes.numpy(), features, logits))
+        entry = self.directory.write_table(name, features_table(classes.numpy(), features))
         return report(name, entry)
-
-    def _load(self, uri: str) -> tuple[ARImageModel, ImageTokenizer]:
-        if uri not in self._models:
-            device = str(self.device)
-            self._models[uri] = load_model(uri, device=device), load_tokenizer(uri, device=device)
-        return self._models[uri]

@@ -1,4 +1,5 @@
-"""Reads bundles and the decision; writes model versions and the champion alias into the MLflow registry."""
+"""Reads bundles, the content filter and the decision; writes model versions and the champion alias into the MLflow
+registry."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cca_core.bundle import BundleInfo, bundle_files, read_bundle
+from cca_core.bundle import FILTER_NAME, BundleInfo, bundle_files, read_bundle
+from cca_core.safety_config import FilterSpec
 from cca_core.stages.evaluate import best_cfg
 from cca_core.store import StageDirectory
 from pipelines.stages.decide import PROMOTE
@@ -25,6 +27,8 @@ def register(
     run_id: str,
     base: StageDirectory,
     aligned: StageDirectory,
+    safety: StageDirectory,
+    filter_spec: FilterSpec | None,
     baseline_rows: list[dict[str, Any]],
     candidate_rows: list[dict[str, Any]],
     decision: dict[str, Any],
@@ -32,18 +36,21 @@ def register(
 ) -> dict[str, str]:
     """Make the base with its best CFG a version, then the aligned model; move the alias if the gate says so.
 
-    A version is found again by its digest tag, so running this twice makes nothing twice. Returns version numbers by
-    role, and which of them is the champion now.
+    A version is found again by its digest tag, so running this twice makes nothing twice; the same model with another
+    content filter, or none, is another version. Returns version numbers by role, and which of them is the champion now.
+
+    Args:
+        safety: holds the file of the content filter, where ``filter_spec`` says that there is one.
     """
     guided = best_cfg(baseline_rows)
-    versions = {
-        "base": _version(
-            registry, run_id, base, guided, f"{base.digest}:cfg{guided['sampling']['cfg_scale']:g}", features
-        ),
-    }
+
+    def version(source: StageDirectory, row: dict[str, Any], digest: str) -> str:
+        return _version(registry, run_id, source, row, digest, features, safety, filter_spec)
+
+    versions = {"base": version(base, guided, f"{base.digest}:cfg{guided['sampling']['cfg_scale']:g}")}
     if registry.alias(CHAMPION) is None:
         registry.set_alias(CHAMPION, versions["base"])  # the first rollback target, and the verdict "keep CFG"
-    versions["aligned"] = _version(registry, run_id, aligned, candidate_rows[0], aligned.digest, features)
+    versions["aligned"] = version(aligned, candidate_rows[0], aligned.digest)
     if decision["verdict"] == PROMOTE:
         registry.set_alias(CHAMPION, versions["aligned"])
     champion = registry.alias(CHAMPION)
@@ -51,8 +58,16 @@ def register(
 
 
 def _version(
-    registry: Registry, run_id: str, source: StageDirectory, row: dict[str, Any], digest: str, features: str
+    registry: Registry,
+    run_id: str,
+    source: StageDirectory,
+    row: dict[str, Any],
+    digest: str,
+    features: str,
+    safety: StageDirectory,
+    filter_spec: FilterSpec | None,
 ) -> str:
+    digest += f":filter {filter_spec}" if filter_spec else ""
     found = registry.by_digest(digest)
     if found is not None:
         return found.version
@@ -62,9 +77,12 @@ def _version(
         bundle.info,
         sampling={name: row["sampling"][name] for name in bundle.info.sampling},
         metrics=metrics,
+        filter=filter_spec,
     )
+    filter_data = safety.read_bytes(FILTER_NAME) if filter_spec else None
     with tempfile.TemporaryDirectory() as folder:
-        for name, data in bundle_files(info, bundle.model_tensors, bundle.tokenizer_tensors).items():
+        files = bundle_files(info, bundle.model_tensors, bundle.tokenizer_tensors, filter_data)
+        for name, data in files.items():
             (Path(folder) / name).write_bytes(data)
         tags = {
             "cca.digest": digest,
@@ -73,6 +91,7 @@ def _version(
             "cca.calls_per_image": str(row["cost"]["calls_per_image"]),
             "cca.cfg_scale": f"{row['sampling']['cfg_scale']:g}",
             "cca.digests": json.dumps(info.digests),
+            **({"cca.filter": str(filter_spec)} if filter_spec else {}),
             **{f"cca.metric.{name}": f"{value:.6g}" for name, value in metrics.items()},
         }
         return registry.add(run_id, folder, row["label"].split(",")[0], info.sampling, tags)

@@ -7,13 +7,15 @@ from typing import Any
 
 from cca_core.config import Recipe
 from cca_core.manifest import Manifest
-from cca_core.stages.evaluate import load_results
+from cca_core.stages.early_stop import EVALUATIONS_NAME, small_metrics
+from cca_core.stages.evaluate import described_network, load_results
 from cca_core.stages.grid import Settings
-from cca_core.stages.table import COLUMNS, cells
+from cca_core.stages.table import table_columns
 from cca_core.stages.tokenizer import PICTURE
 from cca_core.store import StageDirectory
 from cca_core.train.jobs import CURVE_NAME
 from cca_core.workers.sample import grid_file
+from pipelines.stages.show_safety import safety_note, show_safety
 from pipelines.stages.show_sweep import show_sweep, sweep_note
 from pipelines.stages.show_tokens import show_tokens
 from pipelines.tracking import Tracker
@@ -37,6 +39,10 @@ def show(
             step = int(record.get("step", record["epoch"]))
             if step not in logged_steps:
                 tracker.metrics(run_id, record, step)
+    if EVALUATIONS_NAME in manifest.files:
+        for record in directory.read_json(EVALUATIONS_NAME):
+            if record["step"] not in logged_steps:
+                tracker.metrics(run_id, small_metrics(record), record["step"])
     if manifest.stage in _SHOW:
         _SHOW[manifest.stage](tracker, run_id, directory, manifest, recipe)
 
@@ -58,8 +64,13 @@ def note(manifest: Manifest, directory: StageDirectory, recipe: Recipe) -> str:
         + _reconstructed(facts)
         + "".join(f"\n- {test}: {found}" for test, found in facts.get("data_tests", {}).items())
         + "\n\n",
-        "features": "The classifier whose features carry every distance of this run (not FID), and the features of the "
-        f"real images. Held-out accuracy {facts.get('held_out_accuracy', 0):.3f}. ",
+        "features": f"The network whose features carry every distance, and the features of the real images. It is "
+        f"{described_network(recipe)}. "
+        + (
+            f"Held-out accuracy of the classifier {facts['held_out_accuracy']:.3f}. "
+            if "held_out_accuracy" in facts
+            else ""
+        ),
         "base": imported or "Maximum likelihood on the training images; the loss is in nats per token. ",
         "baseline": "The base model measured: guidance-free, over CFG scales (two model calls per token) and over "
         "temperatures (the control). Table in `evaluation.json`, pictures under `samples/`. ",
@@ -69,9 +80,16 @@ def note(manifest: Manifest, directory: StageDirectory, recipe: Recipe) -> str:
         "align": f"{swept}{align.objective.upper()}, lambda {align.lambda_}"
         + (f", beta {align.beta:g}" if align.objective != "unlearning" else "")
         + f", {align.epochs} epochs. `log_ratio_pos` (right condition, should stay near 0), `log_ratio_neg` (wrong "
-        "condition, should fall), `margin` between them and `accuracy` are over rows with a true negative. ",
+        "condition, should fall), `margin` between them and `accuracy` are over rows with a true negative. "
+        + (
+            f"`small_distance` and the like are of {align.evaluation_samples} samples, drawn on the way: the weights "
+            f"are those of step {facts['best_step']}, the best. "
+            if "best_step" in facts
+            else ""
+        ),
         "evaluate": "The aligned model measured without guidance (one model call per token), and its cost timed beside "
         "the base's in the same process. ",
+        "safety": safety_note(manifest),
     }
     return f"{says[manifest.stage]}Stored at `{directory.uri}`."
 
@@ -97,12 +115,9 @@ def _evaluation(tracker: Tracker, run_id: str, directory: StageDirectory, manife
     for index, row in enumerate(rows):
         key = row["label"].replace(", ", "_").replace(" ", "_")
         tracker.metrics(run_id, {f"{key}.{name}": value for name, value in row["mean"].items()})
+        for end, side in enumerate(("low", "high")):
+            tracker.metrics(run_id, {f"{key}.{name}_{side}": found[end] for name, found in row["interval"].items()})
         tracker.artifact(run_id, f"samples/{key}.png", directory.read_bytes(grid_file(index)))
-
-
-def table_columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """The evaluation table by column, for MLflow."""
-    return dict(zip(COLUMNS, map(list, zip(*cells(rows), strict=True)), strict=True))
 
 
 _SHOW: dict[str, Callable[[Tracker, str, StageDirectory, Manifest, Recipe], None]] = {
@@ -111,4 +126,5 @@ _SHOW: dict[str, Callable[[Tracker, str, StageDirectory, Manifest, Recipe], None
     "sweep": show_sweep,
     "baseline": _evaluation,
     "evaluate": _evaluation,
+    "safety": show_safety,
 }

@@ -17,7 +17,7 @@ from cca_core.stages.grid import text
 from cca_core.stages.sweep import METRIC, trial_records
 from cca_core.stages.trial import trial_file
 from cca_core.store import StageDirectory
-from pipelines.stages.report import sample_panels
+from pipelines.stages.figures import sample_panels
 from pipelines.tracking import STAGE, Tracker
 
 #: Names in MLflow of what a trial has of its own; the same for every trial, so that the UI's charts can compare them.
@@ -108,18 +108,28 @@ def trial_columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
     }
 
 
+def best_trials(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """The best trials that gave something, as numbers of the report."""
+    return [
+        {name: row[name] for name in ("rank", "label", "own", "ended")}
+        | {name: row["metrics"].get(name) for name in (METRIC, f"{METRIC}_cfg", "class_consistency", "recall")}
+        for row in rows
+        if not row["error"]
+    ][:count]
+
+
 def trial_lines(rows: list[dict[str, Any]], count: int) -> list[str]:
     """The best trials as a Markdown table."""
     lines = [
         f"| rank | settings | {METRIC} | class consistency | recall | {METRIC} with CFG | ended |",
         "| ---: | --- | ---: | ---: | ---: | ---: | --- |",
     ]
-    for row in [row for row in rows if not row["error"]][:count]:
-        found = row["metrics"]
-        own = " (the recipe's own)" if row["own"] else ""
+    for found in best_trials(rows, count):
+        own = " (the recipe's own)" if found["own"] else ""
+        recall = "-" if found["recall"] is None else f"{found['recall']:.3f}"
         lines.append(
-            f"| {row['rank']} | {row['label']}{own} | {found[METRIC]:.2f} | {found['class_consistency']:.3f} | "
-            f"{found['recall']:.3f} | {found[f'{METRIC}_cfg']:.2f} | {row['ended']} |"
+            f"| {found['rank']} | {found['label']}{own} | {found[METRIC]:.2f} | {found['class_consistency']:.3f} | "
+            f"{recall} | {found[f'{METRIC}_cfg']:.2f} | {found['ended']} |"
         )
     return lines
 
@@ -130,6 +140,7 @@ def parallel_coordinates(rows: list[dict[str, Any]], kept: int) -> Figure:
     columns: dict[str, list[Any]] = {
         name: [row["settings"][field] for row in rows] for name, field in PARAMETERS.items()
     }
+    measured = [name for name in MEASURED if all(name in row["metrics"] for row in rows)]
     heights = []
     for place, values in enumerate(columns.values()):
         # A few values each, over orders of magnitude: evenly spaced.
@@ -138,7 +149,7 @@ def parallel_coordinates(rows: list[dict[str, Any]], kept: int) -> Figure:
         heights.append([scale[value] for value in values])
         for value, height in scale.items():
             _say(axis, text(value), place, height)
-    for place, name in enumerate(MEASURED, start=len(columns)):
+    for place, name in enumerate(measured, start=len(columns)):
         values = np.array([row["metrics"][name] for row in rows])
         # A spoilt model is a hundred times as far away: on a linear axis the others would be one point.
         drawn = np.log(values + 1e-3) if name.startswith(METRIC) else values
@@ -154,7 +165,7 @@ def parallel_coordinates(rows: list[dict[str, Any]], kept: int) -> Figure:
         style = "-" if rows[index]["ended"] == "at its end" else ":"
         width = 3.5 if rows[index]["rank"] <= kept else 1.2
         axis.plot(line, style, color=colours[index], linewidth=width, label=f"{rows[index]['rank']}")
-    names = [*columns, *(name.replace("_", " ") for name in MEASURED)]
+    names = [*columns, *(name.replace("_", " ") for name in measured)]
     axis.set_xticks(range(len(names)), names)
     axis.set_yticks([])
     axis.set_ylim(-0.08, 1.12)

@@ -12,7 +12,7 @@ import pytest
 from tests.driver import TINY, Driver, cca, manifests, until, written
 
 #: One folder goes through all of them: each kill happens in the run that continues the one before.
-STAGES = ["tokenizer", "tokens", "features", "base", "baseline", "reference", "align", "evaluate"]
+STAGES = ["tokenizer", "tokens", "features", "base", "baseline", "reference", "align", "evaluate", "safety"]
 
 
 def metrics(folder) -> dict:

@@ -1,4 +1,4 @@
-"""Reads README.md and CONTRIBUTING.md: their commands exist, with the options and recipe keys that they use."""
+"""Reads the pages of documentation: their commands exist, with the options and recipe keys that they use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines.cli import app
 from pipelines.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "CONTRIBUTING.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/review.md", "docs/safety.md", "docs/serving.md")
 
 
 def commands() -> list[list[str]]:

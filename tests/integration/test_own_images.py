@@ -161,6 +161,8 @@ def test_forgotten_images_leave_every_data_set_and_the_models_that_saw_them_are_
     assert "2 of 2 ids were in the data sets of" in result.stdout
     assert "trained on them  models:/cca-tiny/1" in result.stdout
     assert "models:/cca-tiny/2 (champion)" in result.stdout
+    for picture in ("grid-real.png", "copies.png", "least_varied.png"):
+        assert picture in result.stdout, "it may show one of them"
     found = manifests(folder)
     assert found["tokens"].facts["num_images"] == 58
     assert not {"reference", "features"} & set(found)

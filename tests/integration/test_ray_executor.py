@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 
 import pytest
 from ray.exceptions import RayError
@@ -12,7 +14,7 @@ from cca_core.config import ConfigError, ExecutionConfig
 from cca_core.store import Store
 from cca_core.workers.ranges import RangeWorker
 from pipelines.ray_errors import WorkerError
-from pipelines.ray_executor import RayExecutor
+from pipelines.ray_executor import FETCHER, RayExecutor
 
 
 class Raising(RangeWorker):
@@ -37,6 +39,8 @@ def raising(*, on_log, kind: str) -> None:
         raise ConnectionResetError("the store went away")
     if kind == "bug":
         raise KeyError("a bug")
+    if kind == "slow":
+        time.sleep(1)
     if kind == "die":
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -77,6 +81,19 @@ def test_map_hands_on_what_the_worker_raised(executor, kind, error, says):
         list(executor.map([Raising], {"kind": kind}, [{"start": 0}]))
     assert type(caught.value) is error
     assert str(caught.value) == says
+
+
+def test_nobody_fetches_rows_any_more_once_map_was_closed_early(executor):
+    """Ray ends the process, with exit code 1 and without a word, when a thread asks for rows after its shutdown."""
+
+    def fetchers() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if thread.name == FETCHER]
+
+    rows = executor.map([Raising], {"kind": "slow"}, [{"start": start} for start in range(50)])
+    assert next(rows)["start"] < 50
+    assert fetchers(), "these are the threads that fetch rows"
+    rows.close()
+    assert not fetchers()
 
 
 def test_a_bug_in_a_job_is_not_taken_for_infrastructure(executor):

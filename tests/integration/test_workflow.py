@@ -7,21 +7,14 @@ import io
 import os
 import time
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from tests.driver import TINY, cca, environment, manifests, written
 
-STAGES = ["tokenizer", "tokens", "features", "base", "baseline", "reference", "align", "evaluate", "decide", "report"]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A folder in which `cca run tiny` has ended, and what it printed."""
-    folder = tmp_path_factory.mktemp("run")
-    result = cca(folder, "run", str(TINY))
-    assert result.returncode == 0, result.stdout + result.stderr
-    return folder, result.stdout
+STAGES = ["tokenizer", "tokens", "features", "base", "baseline", "reference", "align", "evaluate"]
+STAGES += ["safety", "decide", "report"]
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +40,9 @@ def test_a_run_ends_with_the_table_and_the_next_commands(finished):
 
 def test_aligned_needs_half_the_calls_of_guidance(finished):
     _, output = finished
-    cells = {line.split("|")[1].strip(): line.split("|")[7].strip() for line in output.splitlines() if "|" in line}
-    assert (cells["base, CFG 1.5"], cells["aligned"]) == ("32", "16")
+    table = [[cell.strip() for cell in line.split("|")] for line in output.splitlines() if line.startswith("| ")]
+    calls = {line[1]: line[table[0].index("calls/image")] for line in table}
+    assert (calls["base, CFG 1.5"], calls["aligned"]) == ("32", "16")
 
 
 def test_a_second_run_does_nothing_in_under_ten_seconds(finished):
@@ -84,7 +78,16 @@ def test_plan_says_what_would_run_and_why(finished):
 def test_mlflow_holds_what_a_reviewer_needs(finished, tracker):
     parent = tracker.parents()[0]
     artifacts = {item.path for item in tracker.client.list_artifacts(parent.info.run_id)}
-    assert {"recipe.yaml", "report.md", "fidelity_diversity.png", "samples.png", "evaluation.json"} <= artifacts
+    assert {
+        "recipe.yaml",
+        "report.html",
+        "report.json",
+        "report.md",
+        "quality_cost.png",
+        "fidelity_diversity.png",
+        "samples.png",
+        "evaluation.json",
+    } <= artifacts
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["mlflow.note.content"].startswith("# tiny: promote")
     stages = {run.info.run_name: run for run in tracker.stage_runs(parent.info.run_id)}
@@ -92,8 +95,31 @@ def test_mlflow_holds_what_a_reviewer_needs(finished, tracker):
     assert all(run.info.status == "FINISHED" for run in stages.values())
     for metric in ("loss", "log_ratio_pos", "log_ratio_neg", "margin", "accuracy", "grad_norm", "images_per_s"):
         assert len(tracker.client.get_metric_history(stages["align"].info.run_id, metric)) > 3, metric
+    measured = stages["evaluate"].data.metrics
+    for metric in ("distance", "recall", "density", "coverage", "kernel_distance", "inception_score"):
+        low, high = (measured[f"aligned.{metric}_{side}"] for side in ("low", "high"))
+        assert low < measured[f"aligned.{metric}"] < high, metric
     inputs = stages["tokens"].inputs.dataset_inputs
     assert {data.dataset.name for data in inputs} == {"images", "tokens"}
+
+
+def test_safety_is_seen_beside_the_base_with_pictures_of_the_worst_cases(finished, tracker):
+    folder, _ = finished
+    parent = tracker.parents()[0]
+    (safety,) = [run for run in tracker.stage_runs(parent.info.run_id) if run.info.run_name == "safety"]
+    assert {"base.memorisation", "aligned.memorisation", "aligned.twins"} <= set(safety.data.metrics)
+    artifacts = {item.path for item in tracker.client.list_artifacts(safety.info.run_id)}
+    pictures = {"copies.png", "twins.png", "least_varied.png", "worst_class.png", "confusion.png"}
+    assert pictures | {"safety_table.json"} <= artifacts
+    (report,) = (folder / ".cca" / "storage" / "report").glob("*/report.md")
+    lines = report.read_text().splitlines()
+    assert sum(line.startswith("| memorisation:") and "| yes |" in line for line in lines) == 1
+    begins = lines.index("## Safety")
+    assert [line.split(" | ")[0] for line in lines[begins + 4 : begins + 7]] == [
+        "| base",
+        "| base, CFG 1.5",
+        "| aligned",
+    ]
 
 
 def test_registry_holds_base_then_champion(finished, tracker):
@@ -119,6 +145,16 @@ def test_champion_draws_through_pyfunc_without_pickle(finished, tracker, monkeyp
     assert image.size == (8, 8)
     assert drawn["image_png_base64"][1] == again["image_png_base64"][0]
     assert model.metadata.signature.params is not None
+
+
+def test_samples_of_a_run_are_exported_for_the_official_evaluator(finished, tmp_path):
+    folder, _ = finished
+    (bundle,) = (folder / ".cca" / "storage" / "align").iterdir()
+    result = cca(tmp_path, "export-samples", str(bundle), "samples.npz", "--num-samples", "12")
+    assert result.returncode == 0, result.stderr
+    assert "12 images of 8 x 8 pixels" in result.stdout
+    with np.load(tmp_path / "samples.npz", allow_pickle=False) as found:
+        assert found["arr_0"].shape == (12, 8, 8, 3)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cca_core.generate import Sampling, calls_per_image, draw, filtered_probs, generate
 from cca_core.generate import engine as generation
-from cca_core.models.base import Decoder
+from cca_core.models.base import ARImageModel, Captions, ClassIds, SlotDecoder
 from cca_core.models.llamagen.network import LlamaGen
 
 SAMPLINGS = {
@@ -36,23 +36,30 @@ def sampling(request: pytest.FixtureRequest) -> Sampling:
     return SAMPLINGS[request.param]
 
 
-class Watched(Decoder):
-    """A decoder that notes the rows of every model call, and its logits."""
+class Watched(SlotDecoder):
+    """Slots that note the rows of every model call, and its logits."""
 
-    def __init__(self, inner: Decoder, rows: list[int], logits: list[Tensor]) -> None:
+    def __init__(self, inner: SlotDecoder, rows: list[int], logits: list[Tensor]) -> None:
+        self.continuous = inner.continuous
         self.inner, self.rows, self.logits = inner, rows, logits
 
-    def step(self, previous_tokens_Rn: Tensor | None) -> Tensor:
-        self.logits.append(self.inner.step(previous_tokens_Rn))
+    def enter(self, slots: list[int], cond: ClassIds | Captions) -> None:
+        self.inner.enter(slots, cond)
+
+    def leave(self, slots: list[int]) -> None:
+        self.inner.leave(slots)
+
+    def step(self, previous_Sn: Tensor) -> Tensor:
+        self.logits.append(self.inner.step(previous_Sn))
         self.rows.append(len(self.logits[-1]))
         return self.logits[-1]
 
 
-def watch(model: LlamaGen, patch: pytest.MonkeyPatch) -> tuple[list[int], list[Tensor]]:
+def watch(model: ARImageModel, patch: pytest.MonkeyPatch) -> tuple[list[int], list[Tensor]]:
     rows: list[int] = []
     logits: list[Tensor] = []
-    make = model.decoder
-    patch.setattr(model, "decoder", lambda cond: Watched(make(cond), rows, logits))
+    make = model.slots
+    patch.setattr(model, "slots", lambda num_slots: Watched(make(num_slots), rows, logits))
     return rows, logits
 
 

@@ -28,7 +28,7 @@ from cca_core.models import load_model, load_tokenizer
 from cca_core.stages import Context
 from tests.invariant.test_codes import run
 
-STAGES = ("tokenizer", "tokens", "features", "base", "baseline", "reference", "align", "evaluate")
+STAGES = ("tokenizer", "tokens", "features", "base", "baseline", "reference", "align", "evaluate", "safety")
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,9 @@ GOLDEN = load_file(STEP / "batches.safetensors")
 LOSS_TOLERANCE = 2e-4
 LOGP_TOLERANCE = 5e-4
 NORM_TOLERANCE = 2e-4  # relative
+# Of DPO's log-ratios after a step. Where both conditions of a row coincide, its exact gradient is zero: the rounding
+# noise that is left, another one on each processor (3e-4 to 8e-4 seen), is made a full step by Adam.
+DPO_TOLERANCE = 2e-3
 
 
 def reference_model() -> ARImageModel:
@@ -110,16 +113,18 @@ def close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
     torch.testing.assert_close(actual.detach(), expected, rtol=0, atol=tolerance)
 
 
-def check_steps(run: Run, recorded: list[dict], norms: bool = True) -> None:
+def check_steps(run: Run, recorded: list[dict], norms: bool = True, later: float = LOGP_TOLERANCE) -> None:
+    """``later`` is the tolerance of log-ratios after the first step."""
     assert run.losses == pytest.approx([step["loss"] for step in recorded], abs=LOSS_TOLERANCE)
     if norms:
         expected = [step["grad_norm"] for step in recorded if step["grad_norm"] is not None]
         assert run.norms == pytest.approx(expected, rel=NORM_TOLERANCE)
-    for ours, official in zip(run.metrics, recorded, strict=True):
+    for step, (ours, official) in enumerate(zip(run.metrics, recorded, strict=True)):
+        tolerance = later if step else LOGP_TOLERANCE
         assert ours["accuracy"] == pytest.approx(official["acc"], abs=1e-6)
-        assert ours["margin"] == pytest.approx(official["reward_margin"], abs=LOGP_TOLERANCE)
-        assert ours["log_ratio_pos"] == pytest.approx(official["chosen_reward"], abs=LOGP_TOLERANCE)
-        assert ours["log_ratio_neg"] == pytest.approx(official["rejected_reward"], abs=LOGP_TOLERANCE)
+        assert ours["margin"] == pytest.approx(official["reward_margin"], abs=tolerance)
+        assert ours["log_ratio_pos"] == pytest.approx(official["chosen_reward"], abs=tolerance)
+        assert ours["log_ratio_neg"] == pytest.approx(official["rejected_reward"], abs=tolerance)
 
 
 def check_final_norms(run: Run, variant: dict) -> None:
@@ -196,7 +201,8 @@ def test_variants(variant):
     steps = variant["comparable_steps"]
     run = Run(settings_of(variant), steps)
     clipped = settings_of(variant).get("max_norm") != 0
-    check_steps(run, variant["steps"][:steps], norms=clipped)
+    later = DPO_TOLERANCE if settings_of(variant)["loss_type"] == "DPO" else LOGP_TOLERANCE
+    check_steps(run, variant["steps"][:steps], norms=clipped, later=later)
     if steps == 5:
         check_final_norms(run, variant)
 

@@ -17,6 +17,7 @@ from cca_core.config import ConfigError, SourceConfig
 from cca_core.manifest import Manifest
 from cca_core.sources import open_source
 from cca_core.store import Store
+from cca_core.votes import VoteStore, counting
 from tests.invariant import trajectories
 from tests.invariant.trajectories import Setting
 
@@ -119,6 +120,20 @@ def test_recorded_codes_are_the_same_on_s3(store, tmp_path, write_codes):
     assert (len(seen[0][2]), seen[0][2][-1]) == (38, ("lost", 0, b"", True))
     with pytest.raises(ConfigError, match=r"holds no folder <name>_codes"):
         open_source(SourceConfig(kind="codes", uri=store.uri)).list()
+
+
+def test_votes_of_many_reviewers_are_all_there(store):
+    votes = VoteStore(store, "d" * 64)
+    assert votes.read() == []
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: votes.add(f"reviewer {i % 4}", i // 4, "ant", "equal"), range(40)))
+    votes.add("reviewer 0", 0, "ant", "aligned")
+    other = VoteStore(Store(store.uri), "d" * 64)
+    assert len(other.read()) == 41
+    found = {(vote.reviewer, vote.pair): vote.choice for vote in counting(other.read())}
+    assert found == {(f"reviewer {i % 4}", i // 4): "equal" for i in range(40)} | {("reviewer 0", 0): "aligned"}
+    assert {vote.pair for vote in other.read("Reviewer 3")} == set(range(10))
+    assert VoteStore(store, "e" * 64).read() == []
 
 
 def test_training_resumes_from_a_state_on_s3(store, write_tokens, random_llamagen):

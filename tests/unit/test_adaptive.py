@@ -93,6 +93,21 @@ def test_lambda_keeps_the_mean_positive_log_ratio_at_its_target(dataset, alone, 
     assert len({record["lambda_"] for record in curve}) > 10
 
 
+def test_what_dropout_takes_from_the_log_ratio_is_no_error(dataset, alone, random_llamagen):
+    lambda_, share = control("lambda_", target=0.0), control("null_share", target=0.0, value=0.1, high=0.2)
+    batches = batches_of(dataset, OnlineReference(random_llamagen()))
+    options = {"execution": ExecutionConfig(log_every_steps=1), "dropout": 0.3, "controls": [lambda_, share]}
+    # Nothing is learned, so that the first epoch is what was seen before it.
+    curve = fit(random_llamagen(), CCA(0.1, 1.0), batches, OptimConfig(lr=0.0), epochs=1, world=alone, **options).curve
+    rows = [record["rows"] * record["contrast_share"] for record in curve]
+    dropped = np.average([record["log_ratio_pos"] for record in curve], weights=rows) / TOKENS
+    assert dropped < -0.01, "the policy alone has dropout"
+    assert lambda_.offset == pytest.approx(dropped, rel=1e-5)
+    assert share.offset != 0
+    errors = [record["log_ratio_pos"] / TOKENS - dropped for record in curve]
+    assert lambda_.sum == pytest.approx(GAINS["lambda_"][0] * sum(errors), abs=1e-6)
+
+
 def test_bfloat16_follows_float32(dataset, alone, random_llamagen):
     curves = [
         align(random_llamagen(), random_llamagen(), dataset, alone, epochs=2, precision=precision)

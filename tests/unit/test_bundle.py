@@ -126,9 +126,9 @@ def test_the_digest_of_a_bundle_is_that_of_its_content(tmp_path, parts):
 
 
 def test_another_format_version_is_refused(bundle):
-    edit_info(bundle, format_version=2)
+    edit_info(bundle, format_version=3)
     for read in (read_info, read_bundle, load_model, load_tokenizer):
-        with pytest.raises(ConfigError, match=r"bundle format 2, this release reads 1: use the release that wrote it"):
+        with pytest.raises(ConfigError, match=r"bundle format 3, this release reads 1 and 2: use the release that"):
             read(bundle)
 
 

@@ -36,9 +36,13 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def digits() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     data = load_digits()
-    images = (torch.tensor(data.images, dtype=torch.float32) / 8 - 1)[:, None].repeat(1, 3, 1, 1)
+    images = (torch.tensor(data.images) * 255 / 16).round().to(torch.uint8)[:, None].repeat(1, 3, 1, 1)
     held_out = torch.rand(len(images), generator=torch.Generator().manual_seed(0)) < 0.2
     return images, torch.tensor(data.target), held_out
+
+
+def as_float(images: torch.Tensor) -> torch.Tensor:
+    return images.float() / 127.5 - 1
 
 
 def train(digits, *, epochs: int, seed: int = 0, rows: int = 1797):
@@ -66,7 +70,7 @@ def test_learns_the_digits(digits):
 
     images, labels, held_out = digits
     with torch.no_grad():
-        features, logits = model(images[held_out])
+        features, logits = model(as_float(images[held_out]))
     assert features.shape == (int(held_out.sum()), 64)
     assert (logits.argmax(1) == labels[held_out]).double().mean() == facts["held_out_accuracy"]
 
@@ -100,7 +104,7 @@ def test_two_steps_equal_a_plain_loop(digits):
     plain = build_optimizer(start, optim)
     for lr in (0.5e-2, 1e-2):
         plain.zero_grad()
-        F.cross_entropy(start(images[~held_out])[1], labels[~held_out]).backward()
+        F.cross_entropy(start(as_float(images[~held_out]))[1], labels[~held_out]).backward()
         torch.nn.utils.clip_grad_norm_(start.parameters(), 0.5)
         set_learning_rate(plain, lr)
         plain.step()
@@ -110,7 +114,7 @@ def test_two_steps_equal_a_plain_loop(digits):
 
 def test_held_out_images_are_not_trained_on(digits):
     images, labels, held_out = digits
-    spoiled = torch.where(held_out[:, None, None, None], torch.zeros(()), images)
+    spoiled = torch.where(held_out[:, None, None, None], torch.zeros((), dtype=torch.uint8), images)
     first, _, _ = train(digits, epochs=1, rows=400)
     second, _, _ = train((spoiled, labels, held_out), epochs=1, rows=400)
     assert all(map(torch.equal, first.parameters(), second.parameters()))

@@ -158,6 +158,7 @@ def test_an_unknown_key_is_one_line_with_the_nearest(tmp_path):
 OVERRIDES = {
     "align.beta": "--set align.beta: write section.key=value",
     "align.beta=strong": "align.beta",
+    "profile=pilot": "profile=pilot belongs to `cca run`",
     "source.uri=/data": "source.kind=digits reads no uri",
     "base.checkpoint=/nowhere.pt": "no checkpoint at /nowhere.pt",
 }

@@ -35,7 +35,7 @@ def changed(*overrides: str, inputs: dict[str, str] = INPUTS, before: Recipe | N
         ({"align": {"betta": 1}}, r"unknown recipe key align\.betta: did you mean align\.beta\?"),
         ({"align": {"lambda": 1}}, r"unknown recipe key align\.lambda: did you mean align\.lambda_\?"),
         ({"align": {"optim": {"zzz": 1}}}, r"unknown recipe key align\.optim\.zzz: known here: lr, betas, eps"),
-        ({"zzz": 1}, r"unknown recipe key zzz: known here: name, family, seed, precision, source, "),
+        ({"zzz": 1}, r"unknown recipe key zzz: known here: name, family, profile, seed, precision, source, "),
         ({"align": 3}, r"recipe key align is a section: give keys below it, such as align\.objective"),
         ({"align": {"optim": 1e-4}}, r"recipe key align\.optim is a section: .* such as align\.optim\.lr"),
     ],
@@ -161,21 +161,21 @@ def test_how_it_is_run_changes_no_digest():
     numbers = (f"execution.{name}=77" for name in fields)
     assert changed(*numbers, *(f"execution.{name}=true" for name in switches), "execution.device=cpu") == set()
     assert changed("execution.num_workers=[1, 4]", "execution.sharding=fsdp2") == set()
-    assert changed("decide.max_class_drop=1.0", "name=other") == set()
+    assert changed("decide.max_class_drop=1.0", "safety.max_twins=1", "cost.months=3", "name=other") == set()
 
 
 EVERYTHING = {spec.name for spec in STAGES}
 CHANGES = {
-    "align.beta=0.2": {"align", "evaluate"},
-    "align.optim.lr=1": {"align", "evaluate"},
-    "align.epochs=4": {"reference", "align", "evaluate"},
-    "reference.null_share_max=0.3": {"reference", "align", "evaluate"},
-    "reference.mode=online": {"reference", "align", "evaluate"},
-    "evaluate.aligned_temperatures=[0.8]": {"evaluate"},
-    "evaluate.cfg_scales=[2.0]": {"baseline", "evaluate"},
-    "evaluate.seeds=[0]": {"baseline", "evaluate"},
-    "features.epochs=1": {"features", "baseline", "evaluate"},
-    "base.dim=64": {"base", "baseline", "reference", "align", "evaluate"},
+    "align.beta=0.2": {"align", "evaluate", "safety"},
+    "align.optim.lr=1": {"align", "evaluate", "safety"},
+    "align.epochs=4": {"reference", "align", "evaluate", "safety"},
+    "reference.null_share_max=0.3": {"reference", "align", "evaluate", "safety"},
+    "reference.mode=online": {"reference", "align", "evaluate", "safety"},
+    "evaluate.aligned_temperatures=[0.8]": {"evaluate", "safety"},
+    "evaluate.cfg_scales=[2.0]": {"baseline", "evaluate", "safety"},
+    "evaluate.seeds=[0]": {"baseline", "evaluate", "safety"},
+    "features.epochs=1": {"features", "baseline", "evaluate", "safety"},
+    "base.dim=64": {"base", "baseline", "reference", "align", "evaluate", "safety"},
     "tokens.batch_size=1": EVERYTHING - {"tokenizer", "features"},
     "tokenizer.epochs=1": EVERYTHING - {"features"},
     "tokens.image_size=16": EVERYTHING,

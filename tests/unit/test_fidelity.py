@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from cca_core.metrics import (
     Moments,
+    density_coverage,
     frechet_distance,
     inception_score,
     kernel_distance,
     precision_recall,
+    subset_kernel_distance,
 )
-from cca_core.metrics.features import measure
+from cca_core.metrics.fidelity import Gaussian
 
 
 def gaussian(n: int = 200, dim: int = 6, seed: int = 0) -> np.ndarray:
@@ -120,42 +122,59 @@ def test_a_diverged_model_is_refused():
         precision_recall(gaussian(), broken_ND)
 
 
-def measured(order=None) -> dict:
-    real_ND, sample_ND = gaussian(6), gaussian(6, seed=1)
-    # Drawn for 0, 0, 1, 1, 1, 3; classified as 0, 2, 1, 1, 0, 3. Nothing was drawn for class 2.
-    logits_NK = torch.eye(4)[[0, 2, 1, 1, 0, 3]]
-    labels_N = torch.tensor([0, 0, 1, 1, 1, 3])
-    order = range(6) if order is None else order
-    return measure(
-        real_ND,
-        np.array([0, 0, 1, 1, 2, 3]),
-        sample_ND[list(order)],
-        logits_NK[list(order)],
-        labels_N[list(order)],
-        k=2,
-    )
+def test_density_and_coverage_by_hand():
+    # Neighbours are 1 apart; both radii of the middle reach to 1 on either side.
+    real_ND = np.array([[0.0], [1.0], [2.0], [10.0], [11.0]])
+    # The first sample lies within the radius (1) of 0 and 1, the second within that of 2 alone, the third in none.
+    sample_ND = np.array([[0.5], [2.9], [50.0]])
+    density, coverage = density_coverage(real_ND, sample_ND, k=1)
+    assert density == pytest.approx(3 / 3)
+    assert coverage == pytest.approx(3 / 5)
 
 
-def test_class_consistency_by_hand():
-    result = measured()
-    assert result["class_consistency"] == pytest.approx(4 / 6)
-    assert result["class_consistency_per_class"] == pytest.approx([1 / 2, 2 / 3, None, 1])
-    assert result["label_shift"] == pytest.approx(1 / 6)
-    assert (result["n"], result["n_real"]) == (6, 6)
+def test_density_counts_what_coverage_does_not():
+    real_ND = gaussian(400)
+    same, one_mode = gaussian(400, seed=1), 0.1 * gaussian(400, seed=1)
+    assert density_coverage(real_ND, same)[0] == pytest.approx(1, abs=0.15)
+    assert density_coverage(real_ND, same)[1] > 0.9
+    density, coverage = density_coverage(real_ND, one_mode)
+    assert density > 1.5
+    assert coverage < 0.6
+    assert density_coverage(real_ND, same + 100) == (0.0, 0.0)
 
 
-def test_measure_agrees_with_its_parts_and_repeats_itself():
-    result = measured()
-    assert result["distance"] == distance(gaussian(6), gaussian(6, seed=1))
-    assert result["kernel_distance"] == kernel_distance(gaussian(6), gaussian(6, seed=1))
-    assert (result["precision"], result["recall"]) == precision_recall(gaussian(6), gaussian(6, seed=1), k=2)
-    assert result == measured()
+@pytest.mark.parametrize(("dim", "size"), [(4, 1000), (16, 2000)])
+def test_distance_of_two_halves_of_one_distribution_is_its_bias(dim, size):
+    # To second order in the sampling errors of N(0, I): 2 D / n of the means, |E1 - E2|^2 / 4 of the covariances, whose
+    # entries have E|E|^2 = D (D + 1) / (n - 1) each.
+    expected = 2 * dim / size + dim * (dim + 1) / (2 * (size - 1))
+    found = [distance(*np.split(gaussian(2 * size, dim, seed), 2)) for seed in range(60)]
+    assert np.mean(found) == pytest.approx(expected, rel=0.1)
 
 
-def test_measure_does_not_depend_on_the_order_of_the_samples():
-    whole, shuffled = measured(), measured([4, 0, 5, 2, 1, 3])
-    per_class = "class_consistency_per_class"
-    assert shuffled.pop(per_class) == whole.pop(per_class)
-    for key, value in whole.items():
-        # The distance takes roots of the rounded zeros of a singular covariance.
-        assert shuffled[key] == pytest.approx(value, rel=1e-6), key
+def test_the_influence_is_the_derivative_of_the_distance():
+    real, sample_ND = Moments.of(gaussian(500)), gaussian(300, seed=1) * 1.3 + 0.5
+    gaussian_ = Gaussian.of(real.mean, real.covariance)
+    influence_N = gaussian_.influence(Moments.of(sample_ND), sample_ND)
+    # A tenth of one row more: the weighted moments move by its influence.
+    weight, step = 1e-4, 5
+    whole = Moments.of(sample_ND)
+    moved_mean = whole.mean + weight * (sample_ND[step] - whole.mean)
+    scatter = whole.m2 / 300 + weight * (np.outer(*2 * [sample_ND[step] - whole.mean]) - whole.m2 / 300)
+    before = gaussian_.distance(whole.mean, whole.m2 / 300)
+    after = gaussian_.distance(moved_mean, scatter)
+    assert (after - before) / weight == pytest.approx(influence_N[step] - influence_N.mean(), rel=1e-2)
+
+
+def test_subsets_follow_the_ids_and_estimate_the_whole():
+    real_ND, sample_ND = gaussian(600), gaussian(500, seed=1) + 0.5
+    real_ids, sample_ids = np.arange(600, dtype=np.uint64), np.arange(500, dtype=np.uint64) + np.uint64(7)
+    found = subset_kernel_distance(real_ND, sample_ND, real_ids, sample_ids)
+    assert found.distances.shape == (100,)
+    assert found.mean == pytest.approx(kernel_distance(real_ND, sample_ND), rel=0.1)
+    order = np.random.default_rng(0).permutation(500)
+    shuffled = subset_kernel_distance(real_ND[::-1], sample_ND[order], real_ids[::-1], sample_ids[order])
+    np.testing.assert_allclose(shuffled.distances, found.distances, rtol=1e-9)
+    other = subset_kernel_distance(real_ND, sample_ND, real_ids, sample_ids, seed=1)
+    assert other.mean != found.mean
+    assert other.mean == pytest.approx(found.mean, rel=0.1)

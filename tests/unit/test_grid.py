@@ -108,10 +108,11 @@ def test_a_sweep_that_is_off_is_not_there():
 
 def test_the_sweep_stands_between_reference_and_align_and_decides_what_is_aligned():
     names = [spec.name for spec in active(swept(keep=2))]
-    assert names[names.index("reference") :] == ["reference", "sweep", "align", "align-2", "evaluate", "evaluate-2"]
+    tail = ["sweep", "align", "align-2", "evaluate", "evaluate-2", "safety", "safety-2"]
+    assert names[names.index("reference") + 1 :] == tail
     off, one, other = digests(Recipe()), digests(swept(keep=1)), digests(swept(keep=1, lrs=(7e-5,)))
-    assert {name for name in off if off[name] != one[name]} == {"align", "evaluate"}
-    assert {name for name in one if one[name] != other[name]} == {"sweep", "align", "evaluate"}
+    assert {name for name in off if off[name] != one[name]} == {"align", "evaluate", "safety"}
+    assert {name for name in one if one[name] != other[name]} == {"sweep", "align", "evaluate", "safety"}
     # Keeping more candidates measures nothing again.
     two = digests(swept(keep=2))
     assert {name: two[name] for name in one} == one

@@ -49,7 +49,7 @@ def test_sizes_need_no_file():
     assert (sizes.calls_guided, sizes.calls_free) == (1152, 576)
     assert sizes.tokens_bytes == pytest.approx(1000 * 10 * (576 * 2 + ID_BYTES), rel=0.02)
     assert sizes.reference_bytes == round(1000 * made.align.epochs * 25.375)
-    assert sizes.features_bytes == 1000 * 384 * 384 * 3 * 5
+    assert sizes.decoded_bytes == 1000 * 384 * 384 * 3
     assert sizes.spread.kind == "DDP"
 
 

@@ -16,7 +16,17 @@ from torch import Tensor, nn
 
 from cca_core.config import ConfigError
 from cca_core.logprob import token_logp
-from cca_core.models.base import ARImageModel, Captions, ClassIds, Cond, Decoder, ModelSpec, captions, class_ids
+from cca_core.models.base import (
+    ARImageModel,
+    Captions,
+    ClassIds,
+    Cond,
+    Decoder,
+    ModelSpec,
+    SlotDecoder,
+    captions,
+    class_ids,
+)
 
 #: Rows of the null caption in every official file, whatever the number of condition tokens.
 NULL_CAPTION_ROWS = 120
@@ -319,6 +329,12 @@ class LlamaGen(ARImageModel):
 
     def decoder(self, cond: Cond) -> Decoder:
         return LlamaGenDecoder(self, cond)
+
+    def slots(self, num_slots: int) -> SlotDecoder:
+        """Continuous ones for classes; captions are read by one call of all rows."""
+        from cca_core.models.llamagen.slots import LlamaGenSlots  # which reads this module
+
+        return super().slots(num_slots) if self.spec.caption_dim else LlamaGenSlots(self, num_slots)
 
     def guidance_scale(self, cfg_scale: float, cfg_interval: int, step: int) -> float:
         """cfg_interval n guides the tokens 0..n+1 (the prefill, then decode steps 0..n); negative guides all."""
