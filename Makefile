@@ -20,9 +20,9 @@ lint: .venv/.installed  ## Check style, formatting and who may import whom
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-# The whole suite comes last: the last line of the output is its summary.
-test: lint test-core .venv/.installed  ## What CI runs: lint, cca_core alone, then all quick tests
-	$(BIN)/pytest tests --ignore=tests/chaos --ignore=tests/s3 --ignore=tests/browser
+# Tests of cca_core run once, where they prove most: without Ray, MLflow and pydantic.
+test: lint test-core .venv/.installed  ## What CI runs: lint, and all quick tests
+	$(BIN)/pytest tests/contract tests/integration
 
 test-core: .venv-core/.installed  ## Test cca_core where Ray, MLflow and pydantic are not installed
 	@.venv-core/bin/python -c 'import importlib.util as u, sys; \

@@ -1,7 +1,8 @@
 """Reads the Serve configuration ``deploy/serve.yaml``, which names this module: the Ray Serve application.
 
 Two deployments: Ingress speaks HTTP, Generator draws. A generator pins an immutable model version; a new one comes in
-place through ``user_config``, and so do the ingress's files. Ray's own metrics port carries the metrics.
+place through ``user_config``, and so do the ingress's files and the share of a canary, whose generators are an
+application of their own beside this one. Ray's own metrics port carries the metrics.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deploy.access import Access
+from deploy.fleet import Fleet
 from deploy.generator import Generator
 from deploy.metrics import targets
+from deploy.release import CANARY
 from deploy.routes import http_api
 
 
@@ -24,17 +27,25 @@ class Ingress:
     """Answers HTTP requests with what generators draw."""
 
     def __init__(self, generator: DeploymentHandle) -> None:
-        self.generator, self.access = generator, Access()
+        self.access = Access()
+        self.fleet = Fleet(generator, lambda: serve.get_app_handle(CANARY), self.access.metrics.on_trial)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return http_api(self.generator, self.access, targets)
+        return http_api(self.fleet, self.access, targets)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Take the keys file and the audit log that the configuration names."""
-        self.access.configure(**user_config)
+        """Take the keys file, the audit log and the canary that the configuration names."""
+        self.access.configure(keys=user_config.get("keys", ""), audit=user_config.get("audit", ""))
+        self.fleet.configure(**user_config.get("canary", {}))
 
 
 def build(args: dict[str, Any]) -> serve.Application:
     """The application of deploy/serve.yaml; everything configurable stands there."""
     del args
     return Ingress.bind(Generator.bind())
+
+
+def build_canary(args: dict[str, Any]) -> serve.Application:
+    """Generators of another version, without an address of their own."""
+    del args
+    return Generator.bind()

@@ -12,32 +12,35 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
-from deploy.api import ANSWER_S, ApiError, ImageRequest
+from deploy.api import ApiError, ImageRequest
 from deploy.generator import Drawn
 
 log = logging.getLogger("ray.serve")
 #: A lost replica is noticed when its answer fails; the request is drawn again with the same seed.
 ATTEMPTS = 4
 RETRY_S = 0.1
+DEADLINE = "deadline_exceeded"
 
 
-async def info(generator: DeploymentHandle, within_s: float = ANSWER_S) -> dict[str, Any]:
+async def info(generator: DeploymentHandle, within_s: float) -> dict[str, Any]:
     """What a generator serves."""
     return await _answer(generator, "info", within_s=within_s)
 
 
-async def draw(generator: DeploymentHandle, asked: ImageRequest) -> Drawn:
+async def draw(generator: DeploymentHandle, asked: ImageRequest, within_s: float) -> Drawn:
     """All images of a request; ApiError where it is refused or its time is over."""
     with _deadline(asked.timeout_s):
-        return await _answer(generator, "draw", asked, within_s=asked.timeout_s or ANSWER_S)
+        return await _answer(generator, "draw", asked, within_s=within_s)
 
 
-async def draw_each(generator: DeploymentHandle, asked: ImageRequest) -> AsyncGenerator[tuple[int, Drawn]]:
+async def draw_each(
+    generator: DeploymentHandle, asked: ImageRequest, within_s: float
+) -> AsyncGenerator[tuple[int, Drawn]]:
     """The images of a request with their indices, each as soon as it is finished.
 
     Where a replica is lost, another of the same version draws what is missing.
     """
-    until = asyncio.get_running_loop().time() + (asked.timeout_s or ANSWER_S)
+    until = asyncio.get_running_loop().time() + within_s
     missing = set(range(asked.n))
     with _deadline(asked.timeout_s), _in_words("draw_each"):
         for attempt in range(ATTEMPTS):
@@ -108,4 +111,4 @@ def _deadline(timeout_s: float | None) -> Iterator[None]:
         if timeout_s is None or not isinstance(error.__cause__, TimeoutError):
             raise
         message = f"the images were not drawn within the {timeout_s:g} s of timeout_s: allow more, or ask for fewer"
-        raise ApiError(408, message, "timeout_s", "deadline_exceeded") from None
+        raise ApiError(408, message, "timeout_s", DEADLINE) from None

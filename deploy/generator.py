@@ -24,6 +24,8 @@ from deploy.drawing import Drawing
 from deploy.versions import fetched
 
 log = logging.getLogger("ray.serve")
+#: The code of what the content filter blocks.
+BLOCKED = "content_policy_violation"
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def filtered(blocked: int, n: int) -> ApiError:
         400,
         f"the content filter blocks {blocked} of the {n} images, so none is returned: ask again with another seed",
         None,
-        "content_policy_violation",
+        BLOCKED,
     )
 
 

@@ -30,11 +30,15 @@ class Metrics:
         self.calls = Counter("cca_model_calls", "Model calls that these images took.", ("model",))
         self.answer = Histogram("cca_answer_seconds", "Until the last image.", BOUNDARIES_S, ("model",))
         self.first = Histogram("cca_first_image_seconds", "Until the first image.", BOUNDARIES_S, ("model",))
+        self.worse = Gauge("cca_canary_worse", "1 while a canary that was worse waits to be taken away.", ("model",))
         self.open = Gauge("cca_open_requests", "Requests for images that are being answered.")
         self.now_open = 0
 
     def begun(self) -> None:
         self._open(1)
+
+    def on_trial(self, model: str, worse: bool) -> None:
+        self.worse.set(int(worse), {"model": model})
 
     def drew(self, model: str, images: int, calls: int) -> None:
         self.images.inc(images, {"model": model})

@@ -16,6 +16,8 @@ from ray.exceptions import AuthenticationError
 from cca_core.config import ConfigError
 
 APPLICATION = "cca"
+#: The application with the generators of a canary.
+CANARY = "cca-canary"
 POLL_S = 0.2
 
 
@@ -33,8 +35,8 @@ def serve_config(
     """deploy/serve.yaml with the pinned model, the address, the replicas and the ingress's files filled in."""
     config = yaml.safe_load((files("deploy") / "serve.yaml").read_text())
     config["http_options"] |= {"host": host, "port": port}
-    _deployment(config["applications"], "Ingress")["user_config"] = {"keys": keys, "audit": audit}
-    generator = _generator(config["applications"])
+    deployment(config, "Ingress")["user_config"] = {"keys": keys, "audit": audit}
+    generator = deployment(config, "Generator")
     generator["user_config"] = {"model": model, "tracking_uri": tracking_uri}
     generator["autoscaling_config"]["max_replicas"] = max_replicas
     generator["ray_actor_options"]["num_cpus"] = cpus_per_replica
@@ -51,17 +53,12 @@ def details(address: str) -> dict[str, Any]:
     return _client(address).get_serve_details()
 
 
-def set_model(address: str, model: str, *, timeout_s: float = 180) -> None:
-    """Change the generator's pinned version in place, and return once every replica serves it.
-
-    Same replicas, no request lost. Where the new version does not come up, the one before is put back and ConfigError
-    says why.
-    """
+def present(address: str) -> dict[str, Any]:
+    """The configuration of all that the cluster serves. It is always whole: what one leaves out would be deleted."""
     found = details(address)
     if APPLICATION not in found["applications"]:
         raise ConfigError(f"no service named {APPLICATION} at {address}: start one with `cca serve`")
-    # A configuration is whole: an application that it leaves out would be deleted.
-    config = {
+    return {
         "proxy_location": found["proxy_location"],
         "http_options": found["http_options"],
         "applications": [
@@ -70,7 +67,22 @@ def set_model(address: str, model: str, *, timeout_s: float = 180) -> None:
             if application["deployed_app_config"]
         ],
     }
-    generator = _generator(config["applications"])
+
+
+def deployment(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """The part of a configuration that is about a deployment of the service."""
+    application = next(a for a in config["applications"] if a["name"] == APPLICATION)
+    return next(d for d in application["deployments"] if d["name"] == name)
+
+
+def set_model(address: str, model: str, *, timeout_s: float = 180) -> None:
+    """Change the generator's pinned version in place, and return once every replica serves it.
+
+    Same replicas, no request lost. Where the new version does not come up, the one before is put back and ConfigError
+    says why.
+    """
+    config = present(address)
+    generator = deployment(config, "Generator")
     before = generator["user_config"]
     try:
         generator["user_config"] = {**before, "model": model}
@@ -83,17 +95,19 @@ def set_model(address: str, model: str, *, timeout_s: float = 180) -> None:
         raise ConfigError(f"{model} was not rolled out, {before['model']} is served again: {error}") from error
 
 
-def wait_running(address: str, *, timeout_s: float, say: Callable[[str], None] = lambda _: None) -> None:
-    """Poll until the application runs; ConfigError with its own message where it fails or takes too long."""
+def wait_running(
+    address: str, application: str = APPLICATION, *, timeout_s: float, say: Callable[[str], None] = lambda _: None
+) -> None:
+    """Poll until an application runs; ConfigError with its own message where it fails or takes too long."""
     deadline = time.monotonic() + timeout_s
     told = ""
     while True:
-        application = details(address)["applications"].get(APPLICATION, {"status": "DEPLOYING", "message": ""})
-        status, message = application["status"], application.get("message", "")
+        found = details(address)["applications"].get(application, {"status": "DEPLOYING", "message": ""})
+        status, message = found["status"], found.get("message", "")
         if status == "RUNNING":
             return
         if status in ("DEPLOY_FAILED", "UNHEALTHY"):
-            reasons = [d.get("message", "") for d in application.get("deployments", {}).values() if d.get("message")]
+            reasons = [d.get("message", "") for d in found.get("deployments", {}).values() if d.get("message")]
             last = (reasons or [message])[0].strip().splitlines()
             raise ConfigError(f"the service did not start: {last[-1] if last else status}")
         if status != told:
@@ -125,12 +139,3 @@ def token_header() -> dict[str, str] | None:
     file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     token = os.environ.get("RAY_AUTH_TOKEN") or (file.read_text().strip() if file.is_file() else "")
     return {"Authorization": f"Bearer {token}"} if token else None
-
-
-def _generator(applications: list[dict[str, Any]]) -> dict[str, Any]:
-    return _deployment(applications, "Generator")
-
-
-def _deployment(applications: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    application = next(a for a in applications if a["name"] == APPLICATION)
-    return next(d for d in application["deployments"] if d["name"] == name)

@@ -12,14 +12,13 @@ from typing import Any
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
-from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from deploy.access import Access
 from deploy.answers import EventStream, events, whole
 from deploy.api import INTERNAL, MAX_BODY_BYTES, ApiError, ErrorBody, ImageRequest, parse, plain
-from deploy.calls import draw, draw_each, info
+from deploy.fleet import Fleet
 from deploy.generator import check_model
 from deploy.metrics import joined_page
 from deploy.playground import playground
@@ -46,7 +45,7 @@ ANSWERS: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json"
 BODY_S = 20.0
 
 
-def http_api(generator: DeploymentHandle, access: Access, targets: Callable[[], Sequence[str]]) -> FastAPI:
+def http_api(fleet: Fleet, access: Access, targets: Callable[[], Sequence[str]]) -> FastAPI:
     """The HTTP API. It knows no model: a generator's answer says which version drew.
 
     Args:
@@ -76,10 +75,10 @@ def http_api(generator: DeploymentHandle, access: Access, targets: Callable[[], 
             record.asked = asked = parse(await body(request))
             stack.enter_context(access.admitted(found, asked.n))
             if asked.stream:
-                images = draw_each(generator, asked)
+                images = fleet.draw_each(asked)
                 first = await anext(images)  # what is wrong with a request is an answer of its own, not an event
                 return EventStream(events(record, asked, first, images), stack.pop_all())
-            drawn = await draw(generator, asked)
+            drawn = await fleet.draw(asked)
             record.drew(drawn)
             answer = await whole(asked, drawn)
             record.outcome = "ok"
@@ -89,13 +88,13 @@ def http_api(generator: DeploymentHandle, access: Access, targets: Callable[[], 
     async def models(request: Request) -> dict[str, Any]:
         """The version that is served, its classes and what an image costs."""
         access.holder(request.headers.get("authorization"))
-        return {"object": "list", "data": [_model(await info(generator))]}
+        return {"object": "list", "data": [_model(await fleet.info())]}
 
     @app.get("/v1/models/{model:path}", dependencies=KEYED, openapi_extra=OR_OPEN)
     async def model(request: Request, model: str) -> dict[str, Any]:
         """The served version by its name, with or without the version's number."""
         access.holder(request.headers.get("authorization"))
-        served = await info(generator)
+        served = await fleet.info()
         check_model(model, served["id"])
         return _model(served)
 
@@ -113,7 +112,12 @@ def http_api(generator: DeploymentHandle, access: Access, targets: Callable[[], 
     @app.get("/readyz")
     async def readyz() -> dict[str, str]:
         """A generator answers."""
-        return {"status": "ready", "model": (await info(generator, READY_S))["id"]}
+        return {"status": "ready", "model": (await fleet.info(READY_S))["id"]}
+
+    @app.get("/canary")
+    async def canary() -> dict[str, Any]:
+        """The version on trial, with its share of the requests and how they end beside the champion's."""
+        return {"canary": fleet.said()}
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cca_core.config import ConfigError
-from pipelines import data_cli, model_cli
+from pipelines import data_cli, model_cli, promote_cli
 from pipelines.settings import Settings, quiet_libraries
 
 quiet_libraries()
@@ -30,6 +30,7 @@ app = typer.Typer(
 )
 app.add_typer(data_cli.app, name="data")
 app.add_typer(model_cli.app)
+app.add_typer(promote_cli.app)
 app.command()(data_cli.gc)
 console = Console(stderr=False)
 
@@ -210,7 +211,7 @@ def status(
 ) -> None:
     """The state of a recipe's newest run: stages, verdict, registered versions."""
     from pipelines.recipe import load_recipe
-    from pipelines.tracking import STATE, Registry, Tracker
+    from pipelines.tracking import CHAMPION, STATE, Registry, Tracker
     from pipelines.workflow import make_plan
 
     settings = Settings()
@@ -234,7 +235,7 @@ def status(
         table.add_row(stage.spec.name, "finished" if stage.done else stage.why, stage.digest[:12], uri)
     console.print(table)
     registry = Registry(tracker, settings.registered_model(loaded.name))
-    champion = registry.alias("champion")
+    champion = registry.alias(CHAMPION)
     for version in registry.versions():
         mark = " <- champion" if champion and champion.version == version.version else ""
         calls = version.tags.get("cca.calls_per_image", "?")
@@ -256,28 +257,6 @@ def runs() -> None:
         start = time.strftime("%Y-%m-%d %H:%M", time.localtime(run_.info.start_time / 1000))
         table.add_row(run_.info.run_id, run_.info.run_name, run_.info.status, run_.data.tags.get(STATE, ""), start)
     console.print(table)
-
-
-@app.command()
-def promote(
-    version: Annotated[str, typer.Argument(help="The model version to make champion.")],
-    recipe: RecipeArgument = "digits",
-) -> None:
-    """Make a registered version the champion, and roll it out in place where a service runs (CCA_SERVE_ADDRESS)."""
-    from pipelines.recipe import load_recipe
-    from pipelines.stages.register import CHAMPION
-    from pipelines.stages.release import release
-    from pipelines.tracking import Registry, Tracker
-
-    settings = Settings()
-    registry = Registry(Tracker(settings), settings.registered_model(load_recipe(recipe, []).name))
-    known = [found.version for found in registry.versions()]
-    if version not in known:
-        raise ConfigError(f"{registry.name} has no version {version}: it has {', '.join(known) or 'none'}")
-    # First the rollout: a version that does not come up never becomes the champion.
-    said = release(settings.serve_address, f"models:/{registry.name}/{version}")
-    registry.set_alias(CHAMPION, version)
-    console.print(f"{registry.name} version {version} is the champion; {said}", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -35,12 +35,12 @@ from pipelines.report.render import HTML, JSON, MARKDOWN, report_html, report_js
 from pipelines.settings import Settings
 from pipelines.stages.decide import AWAITING_VOTES, DECISION, decide
 from pipelines.stages.figures import PLOT, QUALITY_COST, SAMPLES, fidelity_diversity, png, quality_cost, sample_panels
-from pipelines.stages.register import CHAMPION, FEATURES, register
+from pipelines.stages.register import FEATURES, register
 from pipelines.stages.release import release
 from pipelines.stages.rules import safety_rules
 from pipelines.stages.show_sweep import SHOWN_TRIALS, best_trials
 from pipelines.stages.show_tokens import lineage
-from pipelines.tracking import DIGEST, Registry, Tracker
+from pipelines.tracking import CHAMPION, DIGEST, Registry, Tracker
 
 #: Goes up when the rules of the gate or the report compute something else from the same results.
 CODE_VERSION = 4

@@ -30,7 +30,8 @@ from pipelines.settings import HOME, Settings
 
 #: Tag names; searches depend on them.
 RUN_KEY, STAGE, DIGEST, STATE = "cca.run_key", "cca.stage", "cca.digest", "cca.state"
-
+#: Aliases: the version that is served, and the one before it.
+CHAMPION, PREVIOUS = "champion", "previous"
 #: Tells the UI to open the experiment as model training.
 EXPERIMENT_KIND = "mlflow.experimentKind"
 
@@ -252,6 +253,13 @@ class Registry:
     @_again
     def set_alias(self, alias: str, version: str) -> None:
         self.client.set_registered_model_alias(self.name, alias, version)
+
+    def crown(self, version: str) -> None:
+        """Make a version the champion, and keep in mind which one was."""
+        before = self.alias(CHAMPION)
+        if before is not None and before.version != version:
+            self.set_alias(PREVIOUS, before.version)
+        self.set_alias(CHAMPION, version)
 
     def add(self, run_id: str, bundle_folder: str, name: str, sampling: dict[str, Any], tags: dict[str, str]) -> str:
         """Log the bundle as a model of ``run_id``, register it with its tags, and return the version."""

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from cca_core.generate import Sampling
 from deploy.access import Access
 from deploy.api import ApiError, ImageRequest, class_index, enlargement
+from deploy.fleet import Fleet
 from deploy.generator import Drawn, check_model
 from deploy.routes import http_api
 
@@ -41,7 +42,8 @@ class FakeResponse:
 class FakeGenerator:
     """A handle whose images are flat: their colour is the seed's. ``gate`` holds drawing back until it is set."""
 
-    def __init__(self) -> None:
+    def __init__(self, version: str = VERSION) -> None:
+        self.version = version
         #: Set it from another thread through ``loop``.
         self.loop: asyncio.AbstractEventLoop | None = None
         self.gate = asyncio.Event()
@@ -69,7 +71,7 @@ class FakeGenerator:
 
     async def _info(self) -> dict[str, Any]:
         return {
-            "id": VERSION,
+            "id": self.version,
             "class_names": CLASSES,
             "image_size": SIDE,
             "sampling": DEFAULTS,
@@ -83,7 +85,7 @@ class FakeGenerator:
         await self.gate.wait()
         self.before()
         try:
-            check_model(asked.model, VERSION)
+            check_model(asked.model, self.version)
             class_id = class_index(asked.prompt, CLASSES)
             enlarge = enlargement(asked.size, SIDE)
             sampling = asked.sampling(DEFAULTS)
@@ -91,7 +93,8 @@ class FakeGenerator:
         except ApiError as error:
             return error
         pixels = np.stack([np.full((SIDE, SIDE, 3), (asked.seed + i) % 256, np.uint8) for i in range(asked.n)])
-        return Drawn(VERSION, CLASSES[class_id], sampling, enlarge, 32 if sampling["cfg_scale"] > 1 else 16, pixels)
+        calls = 32 if sampling["cfg_scale"] > 1 else 16
+        return Drawn(self.version, CLASSES[class_id], sampling, enlarge, calls, pixels)
 
     async def _draw_each(self, asked: ImageRequest) -> AsyncIterator[tuple[int, Drawn | ApiError]]:
         """The last image is finished first."""
@@ -110,9 +113,14 @@ class FakeMethod:
         return response
 
 
+def fleet(generator: FakeGenerator | None = None) -> Fleet:
+    """The API's generators, without a canary."""
+    return Fleet(generator or FakeGenerator(), FakeGenerator, lambda version, worse: None)
+
+
 def client(generator: FakeGenerator | None = None, access: Access | None = None) -> httpx.AsyncClient:
     """A client of the API in this process; errors inside come back as the answers that a client would see."""
-    return asking_of(http_api(generator or FakeGenerator(), access or Access(), list))
+    return asking_of(http_api(fleet(generator), access or Access(), list))
 
 
 def asking_of(app: FastAPI) -> httpx.AsyncClient:

@@ -140,8 +140,9 @@ def end(driver: Driver, number: signal.Signals) -> None:
 class Asking:
     """A thread that asks for the same image again and again, and keeps what was answered."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, asked: dict[str, Any] | None = None) -> None:
         self.service, self.ended = service, threading.Event()
+        self.asked = asked or {"seed": 1}
         self.models: list[str] = []
         self.failures: list[Exception] = []
         self.thread = threading.Thread(target=self._ask)
@@ -149,7 +150,7 @@ class Asking:
     def _ask(self) -> None:
         while not self.ended.is_set():
             try:
-                self.models.append(self.service.client.images.generate(prompt="ant", extra_body={"seed": 1}).model)
+                self.models.append(self.service.client.images.generate(prompt="ant", extra_body=self.asked).model)
             except openai.OpenAIError as error:
                 self.failures.append(error)
 

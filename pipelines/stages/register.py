@@ -14,9 +14,8 @@ from cca_core.safety_config import FilterSpec
 from cca_core.stages.evaluate import best_cfg
 from cca_core.store import StageDirectory
 from pipelines.stages.decide import PROMOTE
-from pipelines.tracking import Registry
+from pipelines.tracking import CHAMPION, Registry
 
-CHAMPION = "champion"
 #: Version tag: the real features its metrics were measured against; others do not compare.
 FEATURES = "cca.features"
 
@@ -49,10 +48,10 @@ def register(
 
     versions = {"base": version(base, guided, f"{base.digest}:cfg{guided['sampling']['cfg_scale']:g}")}
     if registry.alias(CHAMPION) is None:
-        registry.set_alias(CHAMPION, versions["base"])  # the first rollback target, and the verdict "keep CFG"
+        registry.crown(versions["base"])  # the first rollback target, and the verdict "keep CFG"
     versions["aligned"] = version(aligned, candidate_rows[0], aligned.digest)
     if decision["verdict"] == PROMOTE:
-        registry.set_alias(CHAMPION, versions["aligned"])
+        registry.crown(versions["aligned"])
     champion = registry.alias(CHAMPION)
     return {**versions, CHAMPION: champion.version if champion else ""}
 

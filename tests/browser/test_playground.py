@@ -17,7 +17,7 @@ from deploy.api import ApiError
 from deploy.keys import VARIABLE, add_key
 from deploy.routes import http_api
 from tests.driver import answering, until
-from tests.fake_generator import CLASSES, VERSION, FakeGenerator
+from tests.fake_generator import CLASSES, VERSION, FakeGenerator, fleet
 
 DONE = re.compile(r"(\d+) images?, \d+\.\d\d seconds and (\d+) model calls per image")
 
@@ -36,7 +36,7 @@ def generator() -> FakeGenerator:
 def served(generator: FakeGenerator, access: Access) -> Iterator[str]:
     """The address of the API."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        app = http_api(generator, access, list)
+        app = http_api(fleet(generator), access, list)
         with answering(app, listener) as address:
             yield address
 

@@ -19,7 +19,7 @@ import yaml
 from deploy.access import Access
 from deploy.metrics import joined
 from deploy.routes import http_api
-from tests.fake_generator import VERSION, FakeGenerator, asking_of, client
+from tests.fake_generator import VERSION, asking_of, client, fleet
 
 URL = "/v1/images/generations"
 #: Names of series that Ray makes of a metric's name.
@@ -123,7 +123,7 @@ def test_metrics_are_those_of_the_service_of_all_nodes_that_answer(port):
     pages = [f"http://127.0.0.1:{port}/metrics", "http://127.0.0.1:1/metrics"]
 
     async def use() -> Any:
-        async with asking_of(http_api(FakeGenerator(), Access(), lambda: pages)) as asking:
+        async with asking_of(http_api(fleet(), Access(), lambda: pages)) as asking:
             return await asking.get("/metrics")
 
     answer = asyncio.run(use())

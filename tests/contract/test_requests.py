@@ -24,7 +24,7 @@ from deploy.api import ApiError
 from deploy.pictures import picture
 from deploy.proxy import CALLBACK
 from deploy.routes import http_api
-from tests.fake_generator import VERSION, FakeGenerator, client
+from tests.fake_generator import VERSION, FakeGenerator, client, fleet
 
 URL = "/v1/images/generations"
 
@@ -144,7 +144,7 @@ def test_the_first_image_does_not_wait_for_the_second():
                 sent.append(message["body"])
                 first.set()
 
-        app = http_api(generator, Access(), list)
+        app = http_api(fleet(generator), Access(), list)
         answering = asyncio.create_task(app(scope(), receiver({"prompt": "ant", "n": 2, "stream": True}), send))
         await first.wait()
         assert len(sent) == 1
@@ -191,7 +191,7 @@ def test_openais_client_reads_the_stream_and_its_errors():
     async def use() -> None:
         generator = FakeGenerator()
         # openai's client brings its own HTTP library.
-        inside = httpx2.AsyncClient(transport=httpx2.ASGITransport(http_api(generator, Access(), list)))
+        inside = httpx2.AsyncClient(transport=httpx2.ASGITransport(http_api(fleet(generator), Access(), list)))
         async with openai.AsyncOpenAI(base_url="http://fake/v1", api_key="none", http_client=inside) as asking:
             stream = await asking.images.generate(prompt="ant", n=2, stream=True, extra_body={"seed": 5})
             found = [event async for event in stream]

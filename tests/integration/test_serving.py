@@ -238,8 +238,12 @@ def test_a_killed_generator_loses_no_request_and_comes_back_with_its_version(ser
         registry.set_alias("champion", "1")
 
 
-def promote(service: Service, folder: Path, version: str) -> Any:
-    return cca(folder, "promote", version, env={"CCA_SERVE_ADDRESS": service.dashboard, "CCA_MODEL_NAME": NAME})
+def command(service: Service, folder: Path, *arguments: str) -> Any:
+    return cca(folder, *arguments, env={"CCA_SERVE_ADDRESS": service.dashboard, "CCA_MODEL_NAME": NAME})
+
+
+def promote(service: Service, folder: Path, version: str, *options: str) -> Any:
+    return command(service, folder, "promote", version, *options)
 
 
 def test_promote_changes_the_version_in_place_without_a_failed_request(service, folder, registry):
@@ -273,6 +277,42 @@ def test_a_version_that_does_not_load_is_rolled_back_and_never_champion(service,
     assert not asking.failures
     assert service.draw("ant", seed=9) == images
     assert registry.alias("champion").version == "1"
+
+
+def test_a_canary_that_passes_is_promoted_and_a_rollback_goes_back(service, folder, registry):
+    images = service.draw("ant", seed=9)
+    with Asking(service) as asking:
+        result = promote(service, folder, "2", "--canary", "50%", "--canary-requests", "8")
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert "no worse than the champion" in result.stdout
+        assert service.served() == f"{NAME}/2"
+        assert registry.alias("champion").version == "2"
+        back = command(service, folder, "rollback")
+        assert back.returncode == 0, back.stdout + back.stderr
+        assert f"{NAME} version 1 is the champion again, instead of 2" in back.stdout
+    assert not asking.failures
+    assert {f"{NAME}/1", f"{NAME}/2"} == set(asking.models)
+    assert set(details(service.dashboard)["applications"]) == {APPLICATION}, "the canary's generators are away"
+    assert service.draw("ant", seed=9) == images
+    assert registry.alias("champion").version == "1"
+
+
+def test_a_canary_that_is_worse_is_rolled_back_without_a_failed_request(service, folder, registry):
+    with Asking(service, {"seed": blocked_seed(service)}) as asking:
+        result = promote(service, folder, "4", "--canary", "50%")
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert re.search(rf"models:/{NAME}/4 was not promoted, .*: its content filter blocked 3 of 3", result.stderr)
+    assert not asking.failures, "the champion draws what a canary does not"
+    assert set(asking.models) == {f"{NAME}/1"}
+    assert httpx.get(f"{service.address}/canary", timeout=ANSWER_S).json() == {"canary": None}
+    assert set(details(service.dashboard)["applications"]) == {APPLICATION}
+    assert registry.alias("champion").version == "1"
+
+
+def blocked_seed(service: Service) -> int:
+    """One that the filter of version 4 blocks."""
+    images = [pixels(service.draw("ant", seed=seed)[0]) for seed in range(8)]
+    return next(seed for seed, image in enumerate(images) if brightness(image) >= BRIGHT)
 
 
 def test_images_that_the_content_filter_blocks_are_not_returned(service):
