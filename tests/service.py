@@ -118,9 +118,9 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def start(folder: Path, *arguments: str) -> tuple[Driver, int]:
+def start(folder: Path, *arguments: str, env: dict[str, str] | None = None) -> tuple[Driver, int]:
     port = free_port()
-    return Driver(folder, *arguments, verb=("serve", "--port", str(port)), own_session=True), port
+    return Driver(folder, *arguments, verb=("serve", "--port", str(port)), own_session=True, env=env), port
 
 
 def end(driver: Driver, number: signal.Signals) -> None:
