@@ -120,6 +120,7 @@ def against_official(shape: str, repeats: int) -> None:
     model = build(shape)
     official = OfficialLoop(model)
     plain_model = build(shape)  # of its own: packed weights are kept by model
+    half = build(shape).to(torch.bfloat16)
     print(f"\n## {shape}: the engine against the official loop, guidance-free, tokens only\n")
     print("| images at once | line | seconds | images/s | times official |\n| ---: | --- | ---: | ---: | ---: |")
     for batch in BATCHES[shape]:
@@ -129,13 +130,17 @@ def against_official(shape: str, repeats: int) -> None:
             with mock.patch.object(slots, "packed_linear", same_backend):
                 generate(plain_model, classes, Sampling(), seeds, batch_size=batch)
 
+        def packed(
+            model: LlamaGen, classes: Tensor = classes, seeds: Tensor = seeds, batch: int = batch
+        ) -> Callable[[], object]:
+            return lambda: generate(model, classes, Sampling(), seeds, batch_size=batch)
+
         found = medians(
             {
                 "official loop": lambda classes=classes: official(classes),
                 "engine, same backend: the filled part of the cache, inverse CDF": plain,
-                "engine, all in: packed linear layers": lambda classes=classes, seeds=seeds, batch=batch: generate(
-                    model, classes, Sampling(), seeds, batch_size=batch
-                ),
+                "engine, packed linear layers": packed(model),
+                "engine, all in: packed linear layers, bfloat16": packed(half),
             },
             repeats,
         )

@@ -24,6 +24,7 @@ FORMAT_VERSION = 1
 FILTERED_FORMAT_VERSION = 2
 INFO_NAME, MODEL_NAME, TOKENIZER_NAME = "bundle.json", "model.safetensors", "tokenizer.safetensors"
 FILTER_NAME = "filter.pt"
+FLOAT32, BFLOAT16 = "float32", "bfloat16"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Part:
 @dataclass(frozen=True, kw_only=True)
 class BundleInfo:
     """bundle.json. ``sampling`` holds the defaults to serve with, among them cfg_scale (1.0 = one call per token);
+    ``precision``, float32 or bfloat16, is what the model computes in when it draws (its weights are kept in float32);
     ``filter`` says that what is drawn goes through the content filter in filter.pt."""
 
     model: Part | None
@@ -46,6 +48,7 @@ class BundleInfo:
     sampling: dict[str, Any] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    precision: str = FLOAT32
     filter: FilterSpec | None = None
 
 
@@ -77,8 +80,10 @@ def bundle_files(
     one."""
     files: dict[str, bytes] = {}
     described = asdict(info) | {"format_version": FORMAT_VERSION}
+    if info.precision == FLOAT32:
+        del described["precision"]  # as older releases write and read it
     if info.filter is None:
-        del described["filter"]  # as older releases write and read it
+        del described["filter"]  # likewise
     else:
         assert filter_data is not None, "a filter that is named is there"
         files[FILTER_NAME] = filter_data
@@ -110,6 +115,8 @@ def read_info(uri: str) -> BundleInfo:
             f"{uri} has bundle format {version} and {'a' if filter_ else 'no'} content filter, which contradict each "
             "other: register the model again"
         )
+    if raw.setdefault("precision", FLOAT32) not in (FLOAT32, BFLOAT16):
+        raise ConfigError(f"{uri} draws in {raw['precision']}: this release draws in {FLOAT32} or {BFLOAT16}")
     spec = FilterSpec(**filter_) if filter_ is not None else None
     parts = {name: Part(**raw.pop(name)) if raw.get(name) else raw.pop(name) for name in ("model", "tokenizer")}
     return BundleInfo(**parts, **{**raw, "class_names": tuple(raw["class_names"]), "filter": spec})

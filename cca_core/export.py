@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cca_core.config import ConfigError
 from cca_core.generate import Sampling, decode_images, generate
-from cca_core.models import load_model, load_tokenizer, to_uint8
+from cca_core.models import load_to_draw, load_tokenizer, to_uint8
 from cca_core.npz import write_array
 from cca_core.train.distributed import pick_device
 from cca_core.workers.sample import sample_classes, sample_seeds
@@ -47,7 +47,7 @@ def export_samples(
     if num_samples < 1 or batch_size < 1:
         raise ConfigError("the number of samples and the batch size must be positive")
     chosen = str(pick_device(device))
-    model, tokenizer = load_model(bundle, device=chosen), load_tokenizer(bundle, device=chosen)
+    model, tokenizer = load_to_draw(bundle, device=chosen), load_tokenizer(bundle, device=chosen)
     num_classes = model.spec.num_classes
     classes = tuple(classes) or tuple(range(num_classes))
     if not set(classes) <= set(range(num_classes)):

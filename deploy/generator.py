@@ -18,7 +18,7 @@ from cca_core.bundle import read_info
 from cca_core.config import ConfigError
 from cca_core.generate import Sampling, calls_per_image
 from cca_core.metrics.content_filter import ContentFilter, load_filter
-from cca_core.models import ARImageModel, load_model, load_tokenizer
+from cca_core.models import ARImageModel, load_to_draw, load_tokenizer
 from deploy.api import ApiError, ImageRequest, class_index, enlargement
 from deploy.drawing import Drawing
 from deploy.versions import fetched
@@ -58,7 +58,7 @@ def load(model: str, tracking_uri: str, device: str) -> Loaded:
     """Load a pinned version and draw one image with it, so that the first request does not pay for the warm-up."""
     with fetched(model, tracking_uri) as bundle:
         # Weights are read into memory: the folder is not needed afterwards.
-        network, tokenizer = load_model(bundle.uri, device=device), load_tokenizer(bundle.uri, device=device)
+        network, tokenizer = load_to_draw(bundle.uri, device=device), load_tokenizer(bundle.uri, device=device)
         content_filter = load_filter(bundle.uri, device)
         info = load_info(bundle.uri, network.spec.num_classes)
     drawing = Drawing(network, tokenizer, content_filter, device)

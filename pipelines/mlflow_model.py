@@ -19,7 +19,7 @@ from cca_core.bundle import read_info
 from cca_core.config import ConfigError
 from cca_core.generate import Sampling, decode_images, generate
 from cca_core.metrics.content_filter import load_filter
-from cca_core.models import load_model, load_tokenizer, to_uint8
+from cca_core.models import load_to_draw, load_tokenizer, to_uint8
 
 BUNDLE = "bundle"
 #: Images that the content filter scores at once; the last batch is padded.
@@ -44,7 +44,7 @@ class ImageModel(mlflow.pyfunc.PythonModel):
     def load_context(self, context: Any) -> None:
         path = context.artifacts[BUNDLE]
         self.info = read_info(path)
-        self.model, self.tokenizer, self.filter = load_model(path), load_tokenizer(path), load_filter(path)
+        self.model, self.tokenizer, self.filter = load_to_draw(path), load_tokenizer(path), load_filter(path)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         sampling = Sampling(**{**self.info.sampling, **(params or {})})

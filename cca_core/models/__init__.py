@@ -13,7 +13,7 @@ from cca_core.models.base import (
     class_ids,
     to_uint8,
 )
-from cca_core.models.load import load_model, load_tokenizer
+from cca_core.models.load import load_model, load_to_draw, load_tokenizer
 from cca_core.models.registry import FAMILIES, family
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "class_ids",
     "family",
     "load_model",
+    "load_to_draw",
     "load_tokenizer",
     "to_uint8",
 ]

@@ -192,6 +192,11 @@ def load_model(
     return model
 
 
+def load_to_draw(uri: str, *, device: str = "cpu") -> ARImageModel:
+    """The model of a bundle as it draws: in the precision that it was trained to compute in (``bundle.json``)."""
+    return load_model(uri, device=device, dtype=getattr(torch, read_info(uri).precision))
+
+
 def load_tokenizer(
     path_or_uri: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32, **spec: Any
 ) -> ImageTokenizer:

@@ -1,7 +1,7 @@
 """Reads weights in memory, writes nothing: linear maps for drawing, whose weights stay as they are for many calls.
 
-On a CPU they are packed for oneDNN: still float32 throughout, and for wide models faster at the few rows of a decode
-step than ``F.linear``, which goes to MKL (benchmarks/sampling.py).
+On a CPU wide ones are packed for oneDNN, in their own precision: at the few rows of a decode step that is faster than
+``F.linear``, which takes float32 to MKL (benchmarks/sampling.py). A call to oneDNN costs more, which narrow ones feel.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Linear = Callable[[Tensor], Tensor]
+#: Weights from which packing pays.
+MIN_WEIGHTS = 2**18
 Made = TypeVar("Made")
 
 
 def packed_linear(*maps: nn.Linear, rows: int) -> Linear:
     """The outputs of linear maps of the same input (without a bias) side by side, for inputs of ``rows`` rows."""
     weight = maps[0].weight.detach() if len(maps) == 1 else torch.cat([part.weight.detach() for part in maps])
-    if weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+    if weight.device.type == "cpu" and weight.numel() >= MIN_WEIGHTS and torch.backends.mkldnn.is_available():
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
         return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
     return lambda x: F.linear(x, weight)

@@ -19,7 +19,7 @@ from cca_core.manifest import Manifest
 from cca_core.metrics.cost import measure_cost
 from cca_core.metrics.intervals import interval
 from cca_core.metrics.measure import FeatureSet, Measured, mean_deviations, measure
-from cca_core.models import load_model, load_tokenizer, to_uint8
+from cca_core.models import load_to_draw, load_tokenizer, to_uint8
 from cca_core.stages.features import feature_set, real_set
 from cca_core.stages.graph import rank_of, ranked
 from cca_core.stages.run import Context, counted
@@ -154,7 +154,7 @@ def time_samplers(*, on_log: Callable[..., None], recipe: Recipe, samplers: list
     del on_log
     device = str(pick_device(recipe.execution.device))
     loaded = {
-        uri: (load_model(uri, device=device), load_tokenizer(uri, device=device))
+        uri: (load_to_draw(uri, device=device), load_tokenizer(uri, device=device))
         for uri in {s.bundle_uri for s in samplers}
     }
     costs = measure_cost(

@@ -161,6 +161,7 @@ def bundle_info(
         class_names=names,
         sampling={"temperature": 1.0, "top_k": 0, "top_p": 1.0, "cfg_scale": 1.0},
         digests=digests,
+        precision=recipe.precision,
     )
 
 

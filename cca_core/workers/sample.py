@@ -14,7 +14,7 @@ from torch import Tensor
 from cca_core.config import Recipe
 from cca_core.generate import Sampling, decode_images, generate, pad_rows, padded_batches
 from cca_core.metrics.network import FeatureNetwork, load_network
-from cca_core.models import ARImageModel, ImageTokenizer, load_model, load_tokenizer, to_uint8
+from cca_core.models import ARImageModel, ImageTokenizer, load_to_draw, load_tokenizer, to_uint8
 from cca_core.schema import features_schema
 from cca_core.store import StageDirectory, shard_name
 from cca_core.train.distributed import pick_device
@@ -97,7 +97,7 @@ class Drawer:
     def _load(self, uri: str) -> tuple[ARImageModel, ImageTokenizer]:
         if uri not in self._models:
             device = str(self.device)
-            self._models[uri] = load_model(uri, device=device), load_tokenizer(uri, device=device)
+            self._models[uri] = load_to_draw(uri, device=device), load_tokenizer(uri, device=device)
         return self._models[uri]
 
 

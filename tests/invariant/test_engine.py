@@ -11,10 +11,10 @@ from torch import Tensor
 
 from cca_core.config import ConfigError
 from cca_core.generate import Engine, Sampling
+from cca_core.models import packed
 from cca_core.models.base import ARImageModel
 from cca_core.models.llamagen import slots as llamagen_slots
 from cca_core.models.llamagen.network import LlamaGen
-from cca_core.models.packed import packed_linear
 from tests.unit.test_memory import small_var
 
 SAMPLINGS = (
@@ -27,6 +27,12 @@ SAMPLINGS = (
 SLOTS = 6
 
 
+@pytest.fixture(autouse=True)
+def as_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pack the small models' weights as those of wide ones are."""
+    monkeypatch.setattr(packed, "MIN_WEIGHTS", 0)
+
+
 @pytest.fixture(scope="module")
 def long(random_llamagen: Callable[..., LlamaGen]) -> LlamaGen:
     """144 tokens: its cache has three buckets."""
@@ -36,6 +42,12 @@ def long(random_llamagen: Callable[..., LlamaGen]) -> LlamaGen:
 @pytest.fixture(scope="module")
 def short(random_llamagen: Callable[..., LlamaGen]) -> LlamaGen:
     return random_llamagen(seed=6)
+
+
+@pytest.fixture(scope="module")
+def half(random_llamagen: Callable[..., LlamaGen]) -> LlamaGen:
+    """It computes in bfloat16."""
+    return random_llamagen(seed=5, num_tokens=144).to(torch.bfloat16)
 
 
 def one(engine: Engine, class_id: int, sampling: Sampling, seed: int) -> int:
@@ -76,7 +88,7 @@ def crowded(model: ARImageModel, requests: int, seed: int) -> tuple[Engine, dict
     return engine, asked, drawn
 
 
-@pytest.mark.parametrize("name", ["short", "long"])
+@pytest.mark.parametrize("name", ["short", "long", "half"])
 def test_the_load_leaves_no_trace(name, request):
     model = request.getfixturevalue(name)
     engine, asked, drawn = crowded(model, 24, seed=1)
@@ -192,6 +204,6 @@ def test_packed_weights_are_those_of_the_model_as_it_is_now(random_llamagen):
 def test_packed_maps_are_the_maps(random_llamagen):
     block = random_llamagen(seed=8).layers[0].feed_forward
     x = torch.randn(4, 1, block.w1.in_features, generator=torch.Generator().manual_seed(0))
-    both = packed_linear(block.w1, block.w3, rows=4)(x)
+    both = packed.packed_linear(block.w1, block.w3, rows=4)(x)
     expected = torch.cat([block.w1(x), block.w3(x)], dim=-1)
     torch.testing.assert_close(both, expected, rtol=1e-5, atol=1e-6)

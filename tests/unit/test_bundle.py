@@ -25,7 +25,7 @@ from cca_core.bundle import (
     read_info,
 )
 from cca_core.config import ConfigError
-from cca_core.models import load_model, load_tokenizer
+from cca_core.models import load_model, load_to_draw, load_tokenizer
 from cca_core.models.llamagen.tokenizer import VQSpec, VQTokenizer
 from cca_core.parse import as_dict
 from cca_core.stages.inputs import file_sha256
@@ -195,3 +195,15 @@ def test_a_family_of_another_release_is_refused_by_name(bundle):
     edit_info(bundle, model=asdict(replace(read_info(bundle).model, family="later")))
     with pytest.raises(ConfigError, match="unknown model family 'later'; this release knows llamagen"):
         load_model(bundle)
+
+
+def test_a_model_draws_in_the_precision_that_its_bundle_names(bundle, parts):
+    assert "precision" not in json.loads((Path(bundle) / INFO_NAME).read_text()), "as older releases write and read it"
+    assert load_to_draw(bundle).output.weight.dtype == torch.float32
+    edit_info(bundle, precision="bfloat16")
+    drawing = load_to_draw(bundle)
+    assert torch.equal(drawing.output.weight, parts[0].output.weight.bfloat16())
+    assert load_model(bundle).output.weight.dtype == torch.float32, "training goes on from what was kept"
+    edit_info(bundle, precision="float8")
+    with pytest.raises(ConfigError, match="draws in float8: this release draws in float32 or bfloat16"):
+        load_to_draw(bundle)
