@@ -58,7 +58,8 @@ def serve_here(
     root = str(Path(__file__).parents[1])
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     os.environ.setdefault(proxy.VARIABLE, proxy.CALLBACK)
-    cpus = max(4, os.cpu_count() or 1)
+    cpus_per_replica = max(1, (os.cpu_count() or 1) // max_replicas)
+    cpus = cpus_per_replica * (max_replicas + 1) + 1  # as Ray counts: with a canary's generator, and the ingress
     try:
         _on_signals(_interrupt)
         context = ray.init(
@@ -79,7 +80,7 @@ def serve_here(
             host=host,
             port=port,
             max_replicas=max_replicas,
-            cpus_per_replica=max(1, (os.cpu_count() or 1) // max_replicas),
+            cpus_per_replica=cpus_per_replica,
             keys=keys,
             audit=audit,
         )

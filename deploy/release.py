@@ -106,15 +106,16 @@ def wait_running(
         status, message = found["status"], found.get("message", "")
         if status == "RUNNING":
             return
+        reasons = [d.get("message", "") for d in found.get("deployments", {}).values() if d.get("message")]
+        last = (reasons or [message])[0].strip().splitlines()
         if status in ("DEPLOY_FAILED", "UNHEALTHY"):
-            reasons = [d.get("message", "") for d in found.get("deployments", {}).values() if d.get("message")]
-            last = (reasons or [message])[0].strip().splitlines()
             raise ConfigError(f"the service did not start: {last[-1] if last else status}")
         if status != told:
             say(f"service: {status.lower()}")
             told = status
         if time.monotonic() > deadline:
-            raise ConfigError(f"the service did not run after {timeout_s:.0f} s (status {status}): see the Ray logs")
+            why = f": {last[-1]}" if last else ""
+            raise ConfigError(f"it did not run after {timeout_s:.0f} s (status {status}){why}; see the Ray logs")
         time.sleep(POLL_S)
 
 

@@ -297,24 +297,6 @@ def test_a_canary_that_passes_is_promoted_and_a_rollback_goes_back(service, fold
     assert registry.alias("champion").version == "1"
 
 
-def test_a_canary_that_is_worse_is_rolled_back_without_a_failed_request(service, folder, registry):
-    with Asking(service, {"seed": blocked_seed(service)}) as asking:
-        result = promote(service, folder, "4", "--canary", "50%")
-    assert result.returncode == 2, result.stdout + result.stderr
-    assert re.search(rf"models:/{NAME}/4 was not promoted, .*: its content filter blocked 3 of 3", result.stderr)
-    assert not asking.failures, "the champion draws what a canary does not"
-    assert set(asking.models) == {f"{NAME}/1"}
-    assert httpx.get(f"{service.address}/canary", timeout=ANSWER_S).json() == {"canary": None}
-    assert set(details(service.dashboard)["applications"]) == {APPLICATION}
-    assert registry.alias("champion").version == "1"
-
-
-def blocked_seed(service: Service) -> int:
-    """One that the filter of version 4 blocks."""
-    images = [pixels(service.draw("ant", seed=seed)[0]) for seed in range(8)]
-    return next(seed for seed, image in enumerate(images) if brightness(image) >= BRIGHT)
-
-
 def test_images_that_the_content_filter_blocks_are_not_returned(service):
     assert service.client.models.retrieve(NAME).content_filter is None
     images = [service.draw("ant", seed=seed)[0] for seed in range(8)]
@@ -334,6 +316,25 @@ def test_images_that_the_content_filter_blocks_are_not_returned(service):
         assert until(lambda: service.counted("cca_filtered_images_total") == [2 * sum(blocked)])
     finally:
         set_model(service.dashboard, f"models:/{NAME}/1")
+
+
+# After the test above, which counts what the filter blocks.
+def test_a_canary_that_is_worse_is_rolled_back_without_a_failed_request(service, folder, registry):
+    with Asking(service, {"seed": blocked_seed(service)}) as asking:
+        result = promote(service, folder, "4", "--canary", "50%")
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert re.search(rf"models:/{NAME}/4 was not promoted, .*: its content filter blocked 3 of 3", result.stderr)
+    assert not asking.failures, "the champion draws what a canary does not"
+    assert set(asking.models) == {f"{NAME}/1"}
+    assert httpx.get(f"{service.address}/canary", timeout=ANSWER_S).json() == {"canary": None}
+    assert set(details(service.dashboard)["applications"]) == {APPLICATION}
+    assert registry.alias("champion").version == "1"
+
+
+def blocked_seed(service: Service) -> int:
+    """One that the filter of version 4 blocks."""
+    images = [pixels(service.draw("ant", seed=seed)[0]) for seed in range(8)]
+    return next(seed for seed, image in enumerate(images) if brightness(image) >= BRIGHT)
 
 
 @pytest.fixture(scope="module")
