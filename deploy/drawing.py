@@ -99,6 +99,9 @@ class Drawing:
         self.model, self.tokenizer, self.filter = model, tokenizer, content_filter
         self.at_once = DECODED_AT_ONCE[device]
         self.engine = Engine(model, SLOTS)
+        #: Told, in the engine's thread, of slots in use and images that wait for one, when either changes.
+        self.report: Callable[[int, int], None] = lambda used, waiting: None
+        self._reported = (0, 0)
         self._jobs: dict[int, Job] = {}
         self._drawer, self._decoder = Worker(self._draw), Worker(self._decode)
 
@@ -127,6 +130,10 @@ class Drawing:
                 job.end(error)
             self._jobs.clear()
             self.engine = Engine(self.model, SLOTS)
+        fill = (self.engine.used_slots, self.engine.waiting)
+        if fill != self._reported:  # far from every step
+            self._reported = fill
+            self.report(*fill)
         return self.engine.busy
 
     def _decode(self, drawn: list[tuple[Job, Tensor]]) -> bool:
