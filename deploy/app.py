@@ -15,6 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from deploy.access import Access
 from deploy.generator import Generator
 from deploy.metrics import targets
+from deploy.readiness import Readiness
 from deploy.routes import http_api
 
 
@@ -24,14 +25,16 @@ class Ingress:
     """Answers HTTP requests with what generators draw."""
 
     def __init__(self, generator: DeploymentHandle) -> None:
-        self.generator, self.access = generator, Access()
+        self.generator, self.access, self.readiness = generator, Access(), Readiness(generator)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return http_api(self.generator, self.access, targets)
+        return http_api(self.generator, self.access, targets, self.readiness)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Take the keys file and the audit log that the configuration names."""
-        self.access.configure(**user_config)
+        """Take the keys file and the audit log that the configuration names, and whether generators may all be away."""
+        files = dict(user_config)
+        self.readiness.scale_to_zero = files.pop("scale_to_zero", False)
+        self.access.configure(**files)
 
 
 def build(args: dict[str, Any]) -> serve.Application:

@@ -23,9 +23,9 @@ from deploy.calls import draw, draw_each, info
 from deploy.generator import check_model
 from deploy.metrics import joined_page
 from deploy.playground import playground
+from deploy.readiness import Readiness
 
 log = logging.getLogger("ray.serve")
-READY_S = 3.0
 #: What the OpenAPI document says of errors and of keys; ``Access`` asks for the key.
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": said}
@@ -46,12 +46,19 @@ ANSWERS: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json"
 BODY_S = 20.0
 
 
-def http_api(generator: DeploymentHandle, access: Access, targets: Callable[[], Sequence[str]]) -> FastAPI:
+def http_api(
+    generator: DeploymentHandle,
+    access: Access,
+    targets: Callable[[], Sequence[str]],
+    readiness: Readiness | None = None,
+) -> FastAPI:
     """The HTTP API. It knows no model: a generator's answer says which version drew.
 
     Args:
         targets: finds the pages that /metrics joins.
+        readiness: what /readyz says; by default, whether a generator answers.
     """
+    readiness = readiness or Readiness(generator)
     app = FastAPI(title="CCA image generation", docs_url="/docs", redirect_slashes=False, responses=ERRORS)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -112,8 +119,8 @@ def http_api(generator: DeploymentHandle, access: Access, targets: Callable[[], 
 
     @app.get("/readyz")
     async def readyz() -> dict[str, str]:
-        """A generator answers."""
-        return {"status": "ready", "model": (await info(generator, READY_S))["id"]}
+        """A generator answers, or is started for the next request where the service scales to zero."""
+        return await readiness.check()
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
