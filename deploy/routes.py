@@ -17,8 +17,19 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from deploy.access import Access
-from deploy.answers import EventStream, events, whole
-from deploy.api import INTERNAL, MAX_BODY_BYTES, ApiError, ErrorBody, ImageRequest, parse, plain
+from deploy.answers import Streamed, events, whole
+from deploy.api import (
+    BATCHES,
+    GENERATIONS,
+    INTERNAL,
+    MAX_BODY_BYTES,
+    ApiError,
+    ErrorBody,
+    ImageRequest,
+    parse,
+    plain,
+)
+from deploy.batch import MAX_BATCH_BYTES, Batches, parse_batch
 from deploy.calls import draw, draw_each, info
 from deploy.generator import check_model
 from deploy.metrics import joined_page
@@ -68,7 +79,7 @@ def http_api(
     schema = {"application/json": {"schema": ImageRequest.model_json_schema()}}
 
     @app.post(
-        "/v1/images/generations",
+        GENERATIONS,
         response_model=None,
         responses=ANSWERS,
         dependencies=KEYED,
@@ -85,12 +96,33 @@ def http_api(
             if asked.stream:
                 images = draw_each(generator, asked)
                 first = await anext(images)  # what is wrong with a request is an answer of its own, not an event
-                return EventStream(events(record, asked, first, images), stack.pop_all())
+                return Streamed(events(record, asked, first, images), "text/event-stream", stack.pop_all())
             drawn = await draw(generator, asked)
             record.drew(drawn)
             answer = await whole(asked, drawn)
             record.outcome = "ok"
         return answer
+
+    batches = Batches(generator, access)
+    lines: dict[str, Any] = {"application/x-ndjson": {"schema": {"type": "string"}}}
+
+    @app.post(
+        BATCHES,
+        response_model=None,
+        responses={200: {"content": lines}},
+        dependencies=KEYED,
+        openapi_extra={**OR_OPEN, "requestBody": {"required": True, "content": lines}},
+    )
+    async def batch(request: Request) -> Response:
+        """Draw many requests, one per line in the form of OpenAI's batches; a line is answered when it is done."""
+        key = request.headers.get("authorization")
+        try:
+            access.holder(key)
+            asked = await asyncio.to_thread(parse_batch, await body(request, MAX_BATCH_BYTES))
+        except ApiError:
+            with access.recorded(request_id(request)):  # it is a request as a whole; else its lines are
+                raise
+        return Streamed(batches.answers(request_id(request), key, asked), "application/x-ndjson", ExitStack())
 
     @app.get("/v1/models", dependencies=KEYED, openapi_extra=OR_OPEN)
     async def models(request: Request) -> dict[str, Any]:
@@ -136,15 +168,15 @@ def request_id(request: Request) -> str:
     return plain(request.headers.get("x-request-id", ""))[:128] or str(uuid.uuid4())
 
 
-async def body(request: Request) -> bytes:
+async def body(request: Request, most: int = MAX_BODY_BYTES) -> bytes:
     """The request's body, of which no more is read than a request may have."""
     read = bytearray()
     try:
         async with asyncio.timeout(BODY_S):
             async for chunk in request.stream():
                 read += chunk
-                if len(read) > MAX_BODY_BYTES:
-                    message = f"the body has more than the {MAX_BODY_BYTES} bytes that a request may have"
+                if len(read) > most:
+                    message = f"the body has more than the {most} bytes that a request may have"
                     raise ApiError(413, message, None, "too_large")
     except TimeoutError:
         raise ApiError(408, f"the body did not arrive within {BODY_S:.0f} s", None, "body_timeout") from None
