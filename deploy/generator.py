@@ -23,6 +23,7 @@ from cca_core.models import ARImageModel, load_model, load_tokenizer
 from deploy.api import ApiError, ImageRequest, class_index, enlargement
 from deploy.drawing import SLOTS, Drawing
 from deploy.metrics import SlotMetrics
+from deploy.tracing import span
 from deploy.versions import fetched
 
 log = logging.getLogger("ray.serve")
@@ -140,12 +141,13 @@ class Generator:
         except ConfigError as error:
             return ApiError(400, str(error), None, "invalid_value")
         seeds = range(asked.seed, asked.seed + asked.n)
-        drawn = await asyncio.gather(*(loaded.drawing.draw(class_id, seed, sampling) for seed in seeds))
+        calls = calls_per_image(loaded.model, sampling)
+        with span("draw", model=loaded.version, calls_per_image=calls, n=asked.n):
+            drawn = await asyncio.gather(*(loaded.drawing.draw(class_id, seed, sampling) for seed in seeds))
         images = [image for image in drawn if image is not None]
         if len(images) < asked.n:
             self.filtered.inc(asked.n - len(images), {"model": loaded.version})
             return filtered(asked.n - len(images), asked.n)
-        calls = calls_per_image(loaded.model, sampling)
         return Drawn(loaded.version, loaded.class_names[class_id], asdict(sampling), enlarge, calls, np.stack(images))
 
     def _loaded(self) -> Loaded:

@@ -19,7 +19,7 @@ import ray
 from ray import serve
 
 from cca_core.config import ConfigError
-from deploy import proxy
+from deploy import proxy, tracing
 from deploy.access import OPEN
 from deploy.audit import AuditLog
 from deploy.keys import VARIABLE, KeyRing
@@ -64,6 +64,7 @@ def serve_here(
     root = str(Path(__file__).parents[1])
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     os.environ.setdefault(proxy.VARIABLE, proxy.CALLBACK)
+    tracing.switch_on()
     cpus = max(4, os.cpu_count() or 1)
     try:
         _on_signals(_interrupt)
