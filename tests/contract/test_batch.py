@@ -19,6 +19,7 @@ from deploy.keys import VARIABLE, add_key, disable
 from deploy.proxy import PlainHeaders
 from deploy.routes import http_api
 from tests.fake_generator import FakeGenerator, client
+from tests.malformed import request
 
 URL = "/v1/images/batches"
 SINGLE = "/v1/images/generations"
@@ -107,6 +108,17 @@ def test_a_wrong_line_is_told_and_the_others_are_drawn():
         (200, None),
     ]
     assert [one["custom_id"] for one in answers if one["custom_id"]] == ["\u732b", "no body", "dog", "last"]
+
+
+def test_malformed_lines_are_all_answered_and_none_is_a_fault_of_the_service():
+    bodies = [request(number)[3] for number in range(600)]
+    lines = [text for body in bodies if len(body) < 20_000 for text in body.split(b"\n") if text.strip()]
+    wrapped = [b'{"body": ' + text + b"}" for text in lines]
+    for batch in (lines, wrapped):
+        answers = sent(b"\n".join(batch))
+        assert [one["line"] for one in answers] == list(range(1, len(batch) + 1))
+        assert all(status < 500 for status, _ in codes(answers))
+    assert (200, None) in codes(answers), "some are well-formed by chance"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Writes a registry to a temporary folder: `cca serve` on real Ray sends the spans of requests to a real OTLP receiver."""
+"""Writes a registry to a temporary folder: `cca serve` on real Ray sends spans of requests to a real OTLP receiver."""
 
 from __future__ import annotations
 
