@@ -8,7 +8,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup lint test test-core test-chaos test-browser test-s3 bench demo clean
+.PHONY: help setup lint test test-core test-chaos test-browser test-s3 test-platform bench demo clean
 
 help:  ## List the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ test-browser: .venv/.browser  ## Use the pages in a real Chromium, the installed
 test-s3: .venv/.installed .venv-swift/.installed  ## Test storage on a real S3 server on loopback
 	$(BIN)/pytest tests/s3
 
+test-platform: .venv/.platform .venv-swift/.installed  ## Use a whole platform: Postgres, S3, MLflow, a Ray cluster (root)
+	$(BIN)/pytest tests/platform
+
 bench: .venv/.installed  ## Measure the published numbers: the digits over three training seeds
 	$(BIN)/python benchmarks/digits_target.py
 
@@ -66,6 +69,10 @@ endef
 .venv/.browser: .venv/.installed
 	$(@D)/bin/pip install -c constraints.txt -e ".[browser]"
 	command -v chromium || command -v chromium-browser || command -v google-chrome || $(@D)/bin/playwright install chromium
+	@touch $@
+
+.venv/.platform: .venv/.installed
+	$(@D)/bin/pip install -c constraints.txt -e ".[platform]"
 	@touch $@
 
 .venv-core/.installed: pyproject.toml constraints.txt

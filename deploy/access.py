@@ -15,8 +15,11 @@ from deploy.generator import Drawn
 from deploy.keys import VARIABLE, Holder, KeyRing
 from deploy.limits import Limits
 from deploy.metrics import Metrics
+from deploy.tracing import describe, span
 
 log = logging.getLogger("ray.serve")
+#: What a trace has of an audit line: what was asked, and not who asked.
+TRACED = ("request_id", "class", "n", "seed", "version", "outcome")
 OPEN = f"no keys: whoever reaches the service may use it; make a key with `cca key NAME`, or set {VARIABLE}"
 
 
@@ -95,15 +98,18 @@ class Access:
         """The record of a request, which is written when the request ends, however it ends."""
         record = Record(request_id, self.metrics)
         self.metrics.begun()
-        try:
-            yield record
-        except ApiError as error:
-            record.fail(error)
-            raise
-        except Exception:
-            record.outcome = "internal_error"
-            raise
-        finally:
-            self.audit.write(record.line())
-            model = record.drawn.version if record.drawn else ""
-            self.metrics.ended(record.outcome, model, record.seconds, record.first_image_s)
+        with span("images") as traced:
+            try:
+                yield record
+            except ApiError as error:
+                record.fail(error)
+                raise
+            except Exception:
+                record.outcome = "internal_error"
+                raise
+            finally:
+                line = record.line()
+                self.audit.write(line)
+                model = record.drawn.version if record.drawn else ""
+                self.metrics.ended(record.outcome, model, record.seconds, record.first_image_s)
+                describe(traced, **{name: line[name] for name in TRACED})

@@ -44,13 +44,13 @@ async def events(record: Record, asked: ImageRequest, first: tuple[int, Drawn], 
         yield _event("error", INTERNAL.body())
 
 
-class EventStream(StreamingResponse):
-    """Server-sent events. What ``stack`` holds ends with them, however they end."""
+class Streamed(StreamingResponse):
+    """An answer in parts. What ``stack`` holds ends with them, however they end."""
 
-    def __init__(self, sent: AsyncIterator[str], stack: ExitStack) -> None:
+    def __init__(self, sent: AsyncIterator[str], media_type: str, stack: ExitStack) -> None:
         # Proxies that collect answers would hold images back.
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        super().__init__(sent, media_type="text/event-stream", headers=headers)
+        super().__init__(sent, media_type=media_type, headers=headers)
         self.stack = stack
 
     async def __call__(self, *arguments: Any) -> None:

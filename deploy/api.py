@@ -16,6 +16,10 @@ MAX_SIDE = 1024
 MAX_BODY_BYTES = 64 * 1024
 #: Longest wait for the images of one request; Serve's own limit (request_timeout_s) lies above it.
 ANSWER_S = 100.0
+GENERATIONS = "/v1/images/generations"
+BATCHES = "/v1/images/batches"
+#: Longest time for a batch; ``deploy.proxy`` moves Serve's own limit above it.
+BATCH_S = 3600.0
 #: OpenAI's fields that choose nothing here, and the values that ask for nothing; any other value is refused.
 NO_CHOICE = {
     "quality": ("auto", "standard"),
@@ -108,12 +112,22 @@ class ImageRequest(BaseModel):
 
 def parse(body: bytes) -> ImageRequest:
     """The request in ``body``, or an ApiError that names the first thing wrong with it."""
+    return requested(json_object(body, "body"))
+
+
+def json_object(text: bytes, what: str) -> dict[str, Any]:
+    """The JSON object in ``text``, or an ApiError that calls it ``what``."""
     try:
-        asked = json.loads(body)
+        found = json.loads(text)
     except (ValueError, RecursionError):
-        raise ApiError(400, "the body is not JSON", None, "invalid_json") from None
-    if not isinstance(asked, dict):
-        raise ApiError(400, "the body is no JSON object", None, "invalid_json")
+        raise ApiError(400, f"the {what} is not JSON", None, "invalid_json") from None
+    if not isinstance(found, dict):
+        raise ApiError(400, f"the {what} is no JSON object", None, "invalid_json")
+    return found
+
+
+def requested(asked: dict[str, Any]) -> ImageRequest:
+    """The request with these fields, or an ApiError that names the first thing wrong with them."""
     # OpenAI's clients may send null for what they leave open.
     asked = {key: value for key, value in asked.items() if value is not None or key not in ImageRequest.model_fields}
     for name, values in NO_CHOICE.items():

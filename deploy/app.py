@@ -17,6 +17,7 @@ from deploy.access import Access
 from deploy.fleet import Fleet
 from deploy.generator import Generator
 from deploy.metrics import targets
+from deploy.readiness import Readiness
 from deploy.release import CANARY
 from deploy.routes import http_api
 
@@ -29,13 +30,15 @@ class Ingress:
     def __init__(self, generator: DeploymentHandle) -> None:
         self.access = Access()
         self.fleet = Fleet(generator, lambda: serve.get_app_handle(CANARY), self.access.metrics.on_trial)
+        self.readiness = Readiness(generator)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return http_api(self.fleet, self.access, targets)
+        return http_api(self.fleet, self.access, targets, self.readiness)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Take the keys file, the audit log and the canary that the configuration names."""
+        """Take what the configuration says of keys, the audit log, scaling to zero and a canary."""
         self.access.configure(keys=user_config.get("keys", ""), audit=user_config.get("audit", ""))
+        self.readiness.scale_to_zero = user_config.get("scale_to_zero", False)
         self.fleet.configure(**user_config.get("canary", {}))
 
 

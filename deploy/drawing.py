@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -18,6 +19,7 @@ from torch import Tensor
 from cca_core.generate import Engine, Sampling, decode_images
 from cca_core.metrics.content_filter import ContentFilter
 from cca_core.models import ARImageModel, ImageTokenizer, to_uint8
+from deploy.tracing import describe, span
 
 log = logging.getLogger("ray.serve")
 #: Slots of the engine: images that are drawn at once, half of it where they are guided. It is the shape of every model
@@ -60,7 +62,7 @@ class Worker(Generic[Task]):
                 raise
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Job:
     """One image, and who waits for it."""
 
@@ -69,6 +71,8 @@ class Job:
     sampling: Sampling
     loop: asyncio.AbstractEventLoop
     image: asyncio.Future[np.ndarray | None]
+    #: When it was given slots, as time.perf_counter counts.
+    entered: float | None = None
 
     @property
     def given_up(self) -> bool:
@@ -99,6 +103,9 @@ class Drawing:
         self.model, self.tokenizer, self.filter = model, tokenizer, content_filter
         self.at_once = DECODED_AT_ONCE[device]
         self.engine = Engine(model, SLOTS)
+        #: Told, in the engine's thread, of slots in use and images that wait for one, when either changes.
+        self.report: Callable[[int, int], None] = lambda used, waiting: None
+        self._reported = (0, 0)
         self._jobs: dict[int, Job] = {}
         self._drawer, self._decoder = Worker(self._draw), Worker(self._decode)
 
@@ -106,8 +113,12 @@ class Drawing:
         """One uint8 image [H, W, 3]; None where the content filter blocks it. Cancelled, it leaves its slots."""
         loop = asyncio.get_running_loop()
         job = Job(class_id, seed, sampling, loop, loop.create_future())
-        self._drawer.put(job)
-        return await job.image
+        with span("image", seed=seed) as traced:
+            came = time.perf_counter()
+            self._drawer.put(job)
+            image = await job.image
+            describe(traced, queue_s=job.entered and job.entered - came, blocked=image is None)
+        return image
 
     def _draw(self, new: list[Job]) -> bool:
         """One step of the engine."""
@@ -119,7 +130,11 @@ class Drawing:
             for ticket in [ticket for ticket, job in self._jobs.items() if job.given_up]:
                 self.engine.cancel(ticket)
                 del self._jobs[ticket]
-            for drawn in self.engine.step():
+            now = time.perf_counter()
+            finished = self.engine.step()
+            for ticket in (*self.engine.under_way, *(drawn.ticket for drawn in finished)):
+                self._jobs[ticket].entered = self._jobs[ticket].entered or now
+            for drawn in finished:
                 self._decoder.put((self._jobs.pop(drawn.ticket), drawn.tokens_N))
         except Exception as error:
             log.exception("the engine failed: its requests are answered with an error, and it starts afresh")
@@ -127,6 +142,10 @@ class Drawing:
                 job.end(error)
             self._jobs.clear()
             self.engine = Engine(self.model, SLOTS)
+        fill = (self.engine.used_slots, self.engine.waiting)
+        if fill != self._reported:  # far from every step
+            self._reported = fill
+            self.report(*fill)
         return self.engine.busy
 
     def _decode(self, drawn: list[tuple[Job, Tensor]]) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,9 @@ from cca_core.generate import Sampling, calls_per_image
 from cca_core.metrics.content_filter import ContentFilter, load_filter
 from cca_core.models import ARImageModel, load_to_draw, load_tokenizer
 from deploy.api import ApiError, ImageRequest, class_index, enlargement
-from deploy.drawing import Drawing
+from deploy.drawing import SLOTS, Drawing
+from deploy.metrics import SlotMetrics
+from deploy.tracing import span
 from deploy.versions import fetched
 
 log = logging.getLogger("ray.serve")
@@ -87,13 +90,15 @@ class Generator:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.loaded: Loaded | None = None
         self.filtered = Counter("cca_filtered_images", "Images that the content filter blocked.", ("model",))
+        self.slots = SlotMetrics()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Load the version that the configuration names, whole, before it replaces the present one."""
         # In a thread, so that the present version draws and health checks are answered meanwhile.
-        self.loaded = await asyncio.to_thread(
-            load, user_config["model"], user_config.get("tracking_uri", ""), self.device
-        )
+        loaded = await asyncio.to_thread(load, user_config["model"], user_config.get("tracking_uri", ""), self.device)
+        self.slots.serve(loaded.version, SLOTS)
+        loaded.drawing.report = partial(self.slots.fill, loaded.version)
+        self.loaded = loaded
         log.info("serving %s on %s, %d threads", self.loaded.version, self.device, torch.get_num_threads())
 
     def info(self) -> dict[str, Any]:
@@ -138,12 +143,13 @@ class Generator:
         except ConfigError as error:
             return ApiError(400, str(error), None, "invalid_value")
         seeds = range(asked.seed, asked.seed + asked.n)
-        drawn = await asyncio.gather(*(loaded.drawing.draw(class_id, seed, sampling) for seed in seeds))
+        calls = calls_per_image(loaded.model, sampling)
+        with span("draw", model=loaded.version, calls_per_image=calls, n=asked.n):
+            drawn = await asyncio.gather(*(loaded.drawing.draw(class_id, seed, sampling) for seed in seeds))
         images = [image for image in drawn if image is not None]
         if len(images) < asked.n:
             self.filtered.inc(asked.n - len(images), {"model": loaded.version})
             return filtered(asked.n - len(images), asked.n)
-        calls = calls_per_image(loaded.model, sampling)
         return Drawn(loaded.version, loaded.class_names[class_id], asdict(sampling), enlarge, calls, np.stack(images))
 
     def _loaded(self) -> Loaded:

@@ -19,7 +19,7 @@ import ray
 from ray import serve
 
 from cca_core.config import ConfigError
-from deploy import proxy
+from deploy import proxy, tracing
 from deploy.access import OPEN
 from deploy.audit import AuditLog
 from deploy.keys import VARIABLE, KeyRing
@@ -38,6 +38,7 @@ def serve_here(
     *,
     host: str,
     port: int,
+    min_replicas: int,
     max_replicas: int,
     tracking_uri: str,
     keys: str,
@@ -49,6 +50,11 @@ def serve_here(
     ConfigError, before Ray starts, where the port is taken, a file cannot be used or there is no such model.
     """
     check_port(host, port)
+    if not 0 <= min_replicas <= max_replicas or max_replicas < 1:
+        raise ConfigError(
+            f"--min-replicas {min_replicas} to --max-replicas {max_replicas} is no range: the first is 0 or more, the "
+            "second at least 1 and at least the first"
+        )
     # Replicas run elsewhere.
     keys, audit = (str(Path(file).absolute()) if file else "" for file in (keys, audit))
     ring = KeyRing(keys)
@@ -58,6 +64,7 @@ def serve_here(
     root = str(Path(__file__).parents[1])
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     os.environ.setdefault(proxy.VARIABLE, proxy.CALLBACK)
+    tracing.switch_on()
     cpus_per_replica = max(1, (os.cpu_count() or 1) // max_replicas)
     cpus = cpus_per_replica * (max_replicas + 1) + 1  # as Ray counts: with a canary's generator, and the ingress
     try:
@@ -79,6 +86,7 @@ def serve_here(
             tracking_uri=tracking_uri,
             host=host,
             port=port,
+            min_replicas=min_replicas,
             max_replicas=max_replicas,
             cpus_per_replica=cpus_per_replica,
             keys=keys,
@@ -87,7 +95,7 @@ def serve_here(
         deploy(address, config)
         wait_running(address, timeout_s=START_S, say=say)
         api = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"  # noqa: S104
-        served = _first_answer(f"{api}/readyz", timeout_s=START_S)["model"]
+        served = _first_answer(f"{api}/readyz", timeout_s=START_S).get("model", pinned)
         say(f"ready: {api}/v1 serves {served}  (Ctrl-C ends it). Try:")
         headers = "-H 'content-type: application/json'" + ("" if ring.open else " -H 'authorization: Bearer KEY'")
         asked = {"prompt": "0", "n": 4, "seed": 1}  # a class that every model has

@@ -1,4 +1,4 @@
-"""Reads requests' records and Ray's metrics ports, writes Prometheus metrics: what the service says of itself.
+"""Reads requests' records, engines and Ray's metrics ports, writes Prometheus metrics: what the service says of itself.
 
 Ray carries them, with ``ray_`` before the name and ``_total`` after that of a counter, labelled with the replica. Its
 counters are sent as differences every few seconds: what a process counted last may be lost when it is killed.
@@ -56,6 +56,28 @@ class Metrics:
     def _open(self, change: int) -> None:
         self.now_open += change
         self.open.set(self.now_open)
+
+
+class SlotMetrics:
+    """A generator's own metrics: how full its engine is. Any thread may set them, Ray has a lock of its own."""
+
+    def __init__(self) -> None:
+        self.total = Gauge("cca_slots", "Slots of the engine of the version that is served.", ("model",))
+        self.used = Gauge("cca_slots_used", "Slots with an image that is being drawn.", ("model",))
+        self.waiting = Gauge("cca_images_waiting", "Images that wait for a slot.", ("model",))
+        self.model: str | None = None
+
+    def serve(self, model: str, slots: int) -> None:
+        """A version takes over; what the one before it still draws is its own."""
+        if self.model is not None:
+            self.total.set(0, {"model": self.model})
+        self.model = model
+        self.total.set(slots, {"model": model})
+        self.fill(model, 0, 0)
+
+    def fill(self, model: str, used: int, waiting: int) -> None:
+        self.used.set(used, {"model": model})
+        self.waiting.set(waiting, {"model": model})
 
 
 def targets() -> list[str]:

@@ -27,6 +27,7 @@ def serve_config(
     tracking_uri: str,
     host: str = "127.0.0.1",
     port: int = 8000,
+    min_replicas: int = 1,
     max_replicas: int = 2,
     cpus_per_replica: int = 1,
     keys: str = "",
@@ -35,10 +36,13 @@ def serve_config(
     """deploy/serve.yaml with the pinned model, the address, the replicas and the ingress's files filled in."""
     config = yaml.safe_load((files("deploy") / "serve.yaml").read_text())
     config["http_options"] |= {"host": host, "port": port}
-    deployment(config, "Ingress")["user_config"] = {"keys": keys, "audit": audit}
+    ingress = {"keys": keys, "audit": audit, "scale_to_zero": min_replicas == 0}
+    deployment(config, "Ingress")["user_config"] = ingress
     generator = deployment(config, "Generator")
     generator["user_config"] = {"model": model, "tracking_uri": tracking_uri}
-    generator["autoscaling_config"]["max_replicas"] = max_replicas
+    generator["autoscaling_config"] |= {"min_replicas": min_replicas, "max_replicas": max_replicas}
+    if min_replicas == 0:
+        generator["autoscaling_config"]["initial_replicas"] = 1  # whether the model loads is known at the start
     generator["ray_actor_options"]["num_cpus"] = cpus_per_replica
     return config
 
@@ -84,6 +88,12 @@ def set_model(address: str, model: str, *, timeout_s: float = 180) -> None:
     config = present(address)
     generator = deployment(config, "Generator")
     before = generator["user_config"]
+    scaling = generator.get("autoscaling_config") or {}
+    if scaling.get("min_replicas") == 0:
+        # A changed configuration begins with these: as many as now, and at least one, which loads the version.
+        replicas = details(address)["applications"][APPLICATION]["deployments"]["Generator"]["replicas"]
+        running = sum(replica["state"] == "RUNNING" for replica in replicas)
+        scaling["initial_replicas"] = min(max(1, running), scaling["max_replicas"])
     try:
         generator["user_config"] = {**before, "model": model}
         deploy(address, config)

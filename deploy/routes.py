@@ -16,15 +16,26 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from deploy.access import Access
-from deploy.answers import EventStream, events, whole
-from deploy.api import INTERNAL, MAX_BODY_BYTES, ApiError, ErrorBody, ImageRequest, parse, plain
+from deploy.answers import Streamed, events, whole
+from deploy.api import (
+    BATCHES,
+    GENERATIONS,
+    INTERNAL,
+    MAX_BODY_BYTES,
+    ApiError,
+    ErrorBody,
+    ImageRequest,
+    parse,
+    plain,
+)
+from deploy.batch import MAX_BATCH_BYTES, Batches, parse_batch
 from deploy.fleet import Fleet
 from deploy.generator import check_model
 from deploy.metrics import joined_page
 from deploy.playground import playground
+from deploy.readiness import Readiness
 
 log = logging.getLogger("ray.serve")
-READY_S = 3.0
 #: What the OpenAPI document says of errors and of keys; ``Access`` asks for the key.
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": said}
@@ -45,12 +56,19 @@ ANSWERS: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json"
 BODY_S = 20.0
 
 
-def http_api(fleet: Fleet, access: Access, targets: Callable[[], Sequence[str]]) -> FastAPI:
+def http_api(
+    fleet: Fleet,
+    access: Access,
+    targets: Callable[[], Sequence[str]],
+    readiness: Readiness | None = None,
+) -> FastAPI:
     """The HTTP API. It knows no model: a generator's answer says which version drew.
 
     Args:
         targets: finds the pages that /metrics joins.
+        readiness: what /readyz says; by default, whether a generator answers.
     """
+    readiness = readiness or Readiness(fleet.champion)
     app = FastAPI(title="CCA image generation", docs_url="/docs", redirect_slashes=False, responses=ERRORS)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -60,7 +78,7 @@ def http_api(fleet: Fleet, access: Access, targets: Callable[[], Sequence[str]])
     schema = {"application/json": {"schema": ImageRequest.model_json_schema()}}
 
     @app.post(
-        "/v1/images/generations",
+        GENERATIONS,
         response_model=None,
         responses=ANSWERS,
         dependencies=KEYED,
@@ -77,12 +95,33 @@ def http_api(fleet: Fleet, access: Access, targets: Callable[[], Sequence[str]])
             if asked.stream:
                 images = fleet.draw_each(asked)
                 first = await anext(images)  # what is wrong with a request is an answer of its own, not an event
-                return EventStream(events(record, asked, first, images), stack.pop_all())
+                return Streamed(events(record, asked, first, images), "text/event-stream", stack.pop_all())
             drawn = await fleet.draw(asked)
             record.drew(drawn)
             answer = await whole(asked, drawn)
             record.outcome = "ok"
         return answer
+
+    batches = Batches(fleet, access)
+    lines: dict[str, Any] = {"application/x-ndjson": {"schema": {"type": "string"}}}
+
+    @app.post(
+        BATCHES,
+        response_model=None,
+        responses={200: {"content": lines}},
+        dependencies=KEYED,
+        openapi_extra={**OR_OPEN, "requestBody": {"required": True, "content": lines}},
+    )
+    async def batch(request: Request) -> Response:
+        """Draw many requests, one per line in the form of OpenAI's batches; a line is answered when it is done."""
+        key = request.headers.get("authorization")
+        try:
+            access.holder(key)
+            asked = await asyncio.to_thread(parse_batch, await body(request, MAX_BATCH_BYTES))
+        except ApiError:
+            with access.recorded(request_id(request)):  # it is a request as a whole; else its lines are
+                raise
+        return Streamed(batches.answers(request_id(request), key, asked), "application/x-ndjson", ExitStack())
 
     @app.get("/v1/models", dependencies=KEYED, openapi_extra=OR_OPEN)
     async def models(request: Request) -> dict[str, Any]:
@@ -111,8 +150,8 @@ def http_api(fleet: Fleet, access: Access, targets: Callable[[], Sequence[str]])
 
     @app.get("/readyz")
     async def readyz() -> dict[str, str]:
-        """A generator answers."""
-        return {"status": "ready", "model": (await fleet.info(READY_S))["id"]}
+        """A generator answers, or is started for the next request where the service scales to zero."""
+        return await readiness.check()
 
     @app.get("/canary")
     async def canary() -> dict[str, Any]:
@@ -133,15 +172,15 @@ def request_id(request: Request) -> str:
     return plain(request.headers.get("x-request-id", ""))[:128] or str(uuid.uuid4())
 
 
-async def body(request: Request) -> bytes:
+async def body(request: Request, most: int = MAX_BODY_BYTES) -> bytes:
     """The request's body, of which no more is read than a request may have."""
     read = bytearray()
     try:
         async with asyncio.timeout(BODY_S):
             async for chunk in request.stream():
                 read += chunk
-                if len(read) > MAX_BODY_BYTES:
-                    message = f"the body has more than the {MAX_BODY_BYTES} bytes that a request may have"
+                if len(read) > most:
+                    message = f"the body has more than the {most} bytes that a request may have"
                     raise ApiError(413, message, None, "too_large")
     except TimeoutError:
         raise ApiError(408, f"the body did not arrive within {BODY_S:.0f} s", None, "body_timeout") from None

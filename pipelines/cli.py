@@ -266,6 +266,10 @@ def serve(
     ] = "models:/cca-digits@champion",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port of the HTTP API.")] = 8000,
+    min_replicas: Annotated[
+        int,
+        typer.Option(help="Generation replicas at least; with 0 an idle service holds none, and a request starts one."),
+    ] = 1,
     max_replicas: Annotated[int, typer.Option(help="Generation replicas at most; autoscaled on load.")] = 2,
     keys: Annotated[str, typer.Option(help="Keys file, made by cca key; without one, no key is asked.")] = "",
     audit: Annotated[str, typer.Option(help="File that gets a JSON line per request; without one, none.")] = "",
@@ -277,6 +281,7 @@ def serve(
         model,
         host=host,
         port=port,
+        min_replicas=min_replicas,
         max_replicas=max_replicas,
         tracking_uri=Settings().resolved_tracking_uri,
         keys=keys,

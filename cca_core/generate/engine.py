@@ -82,6 +82,11 @@ class Engine:
         return len(self._waiting)
 
     @property
+    def under_way(self) -> list[int]:
+        """Tickets of the requests that have slots."""
+        return [request.ticket for request in self._active]
+
+    @property
     def used_slots(self) -> int:
         return self.num_slots - len(self._free)
 

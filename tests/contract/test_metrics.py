@@ -17,7 +17,7 @@ import ray.serve
 import yaml
 
 from deploy.access import Access
-from deploy.metrics import joined
+from deploy.metrics import SlotMetrics, joined
 from deploy.routes import http_api
 from tests.fake_generator import VERSION, asking_of, client, fleet
 
@@ -95,6 +95,24 @@ def test_requests_are_counted_by_outcome_and_version():
     assert len(found.answer.values) == len(found.first.values) == 2, "a refusal is quick, and no answer"
     assert all(first <= whole for (first, _), (whole, _) in zip(found.first.values, found.answer.values, strict=True))
     assert [value for (value,) in found.open.values] == [1, 0] * 3
+
+
+def test_slots_of_a_version_that_was_replaced_are_no_slots():
+    slots = SlotMetrics()
+    for name in ("total", "used", "waiting"):
+        setattr(slots, name, Counted())
+    slots.serve("a/1", 16)
+    slots.fill("a/1", 3, 2)
+    slots.serve("a/2", 16)
+    slots.fill("a/1", 0, 0)
+    last = {
+        name: {model: value for value, model in getattr(slots, name).values} for name in ("total", "used", "waiting")
+    }
+    assert last == {
+        "total": {"a/1": 0, "a/2": 16},
+        "used": {"a/1": 0, "a/2": 0},
+        "waiting": {"a/1": 0, "a/2": 0},
+    }
 
 
 @pytest.fixture

@@ -62,6 +62,17 @@ def test_a_request_that_is_given_up_leaves_its_slots(loaded):
     assert (loaded.drawing.engine.used_slots, loaded.drawing.engine.waiting) == (0, 0)
 
 
+def test_it_tells_how_full_it_is(loaded, monkeypatch):
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(loaded.drawing, "report", lambda used, waiting: told.append((used, waiting)))
+    before = loaded.drawing.engine.steps
+    asyncio.run(gathered(loaded, ASKED))
+    assert max(used for used, _ in told) == drawing_module.SLOTS
+    assert max(waiting for _, waiting in told) > 0
+    assert until(lambda: told[-1] == (0, 0))
+    assert len(told) < (loaded.drawing.engine.steps - before) / 2, "not at every step"
+
+
 @pytest.mark.parametrize("where", ["step", "decode"])
 def test_a_failure_is_told_and_the_next_request_is_drawn(loaded, where, monkeypatch):
     def fails(*_, **__):

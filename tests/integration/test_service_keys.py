@@ -102,6 +102,44 @@ def test_a_stream_has_the_images_of_the_whole_answer(service, ann):
         client(service, ann).images.generate(prompt="dog", stream=True)
 
 
+def test_a_batch_has_an_answer_for_every_line(service, door, ann):
+    """More lines than are drawn at once, in the form of OpenAI's batches."""
+    bodies = [{"prompt": "bee", "seed": seed, "n": 1 + seed % 2} for seed in range(30)]
+    lines = [{"custom_id": f"b-{i}", "method": "POST", "url": "/v1/images/generations"} for i in range(30)]
+    batch = "\n".join(json.dumps({**line, "body": body}) for line, body in zip(lines, bodies, strict=True)) + "\n{"
+    name = f"batch-{uuid.uuid4()}"
+    headers = {"Authorization": f"Bearer {ann}", "X-Request-Id": name}
+    answer = httpx.post(f"{service.address}/v1/images/batches", content=batch, headers=headers, timeout=ANSWER_S)
+    assert answer.status_code == 200, answer.text
+    answers = {one["line"]: one for one in map(json.loads, answer.text.splitlines())}
+    assert answers.pop(31)["response"]["body"]["error"]["code"] == "invalid_json"
+    assert [answers[line]["custom_id"] for line in sorted(answers)] == [f"b-{i}" for i in range(30)]
+    for i in (0, 7, 29):
+        body = answers[i + 1]["response"]["body"]
+        alone = client(service, ann).images.generate(
+            prompt="bee", n=bodies[i]["n"], extra_body={"seed": bodies[i]["seed"]}
+        )
+        assert [image["b64_json"] for image in body["data"]] == [image.b64_json for image in alone.data]
+    assert audited(door, f"{name}:8")["outcome"] == "ok"
+
+
+def test_a_batch_whose_client_goes_away_ends(service, door, ann):
+    (pid,) = service.generators()
+    name = f"gone-{uuid.uuid4()}"
+    headers = {"Authorization": f"Bearer {ann}", "X-Request-Id": name}
+    batch = '{"body": {"prompt": "ant"}}\n' * 20
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{service.address}/v1/images/batches", content=batch, headers=headers, timeout=1)
+        until(lambda: all(audited(door, f"{name}:{line}") for line in range(1, 9)))
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    client(service, ann).images.generate(prompt="ant")
+    found = [audited(door, f"{name}:{line}") for line in range(1, 21)]
+    assert [one and one["outcome"] for one in found] == ["cancelled"] * 8 + [None] * 12
+
+
 def test_metrics_have_every_series_of_the_dashboard_and_the_rules(service, ann):
     for stream in (False, True):
         client(service, ann).images.generate(prompt="ant", n=2, stream=stream)
