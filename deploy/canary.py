@@ -12,17 +12,14 @@ import time
 import urllib.request
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit
 
 from cca_core.config import ConfigError
-from deploy.release import APPLICATION, CANARY, POLL_S, deploy, deployment, details, present, wait_running
+from deploy.release import APPLICATION, CANARY, POLL_S, api_of, deploy, deployment, details, present, wait_running
 
 START_S = 180.0
 #: Without a word from the service for that long, a canary is taken back.
 SILENT_S = 30.0
 WATCH_S = 1.0
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104
 
 
 def begin(address: str, model: str, share: float) -> None:
@@ -60,7 +57,7 @@ def watch(address: str, requests: int, say: Callable[[dict[str, Any]], None]) ->
     Args:
         say: is given the state of GET /canary when it has changed.
     """
-    url = _api(details(address)["http_options"], address) + "/canary"
+    url = api_of(details(address)["http_options"], address) + "/canary"
     heard, told = time.monotonic(), None
     while True:
         try:
@@ -106,11 +103,3 @@ def end(address: str) -> bool:
 
 def _share(config: dict[str, Any], canary: dict[str, Any]) -> None:
     deployment(config, "Ingress")["user_config"]["canary"] = canary
-
-
-def _api(http: dict[str, Any], address: str) -> str:
-    """Where the service answers: on the host that it listens on, or that of the dashboard where it listens on all."""
-    host = http["host"]
-    if host in (*LOOPBACK, *EVERYWHERE):
-        host = urlsplit(address).hostname
-    return f"http://{f'[{host}]' if ':' in str(host) else host}:{http['port']}"

@@ -50,11 +50,7 @@ def serve_here(
     ConfigError, before Ray starts, where the port is taken, a file cannot be used or there is no such model.
     """
     check_port(host, port)
-    if not 0 <= min_replicas <= max_replicas or max_replicas < 1:
-        raise ConfigError(
-            f"--min-replicas {min_replicas} to --max-replicas {max_replicas} is no range: the first is 0 or more, the "
-            "second at least 1 and at least the first"
-        )
+    check_replicas(min_replicas, max_replicas)
     # Replicas run elsewhere.
     keys, audit = (str(Path(file).absolute()) if file else "" for file in (keys, audit))
     ring = KeyRing(keys)
@@ -95,7 +91,7 @@ def serve_here(
         deploy(address, config)
         wait_running(address, timeout_s=START_S, say=say)
         api = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"  # noqa: S104
-        served = _first_answer(f"{api}/readyz", timeout_s=START_S).get("model", pinned)
+        served = first_answer(f"{api}/readyz", timeout_s=START_S).get("model", pinned)
         say(f"ready: {api}/v1 serves {served}  (Ctrl-C ends it). Try:")
         headers = "-H 'content-type: application/json'" + ("" if ring.open else " -H 'authorization: Bearer KEY'")
         asked = {"prompt": "0", "n": 4, "seed": 1}  # a class that every model has
@@ -109,6 +105,15 @@ def serve_here(
         if ray.is_initialized():
             serve.shutdown()
             ray.shutdown()
+
+
+def check_replicas(low: int, high: int) -> None:
+    """ConfigError where there cannot be so many generators."""
+    if not 0 <= low <= high or high < 1:
+        raise ConfigError(
+            f"--min-replicas {low} to --max-replicas {high} is no range: the first is 0 or more, the second at least 1 "
+            "and at least the first"
+        )
 
 
 def check_port(host: str, port: int) -> None:
@@ -128,7 +133,7 @@ def check_port(host: str, port: int) -> None:
         ) from error
 
 
-def _first_answer(url: str, *, timeout_s: float) -> dict[str, Any]:
+def first_answer(url: str, *, timeout_s: float) -> dict[str, Any]:
     """The API's first answer: Serve calls an application running a little before its proxy knows the way."""
     deadline = time.monotonic() + timeout_s
     while True:

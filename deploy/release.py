@@ -8,6 +8,7 @@ from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
@@ -19,6 +20,8 @@ APPLICATION = "cca"
 #: The application with the generators of a canary.
 CANARY = "cca-canary"
 POLL_S = 0.2
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104
 
 
 def serve_config(
@@ -77,6 +80,15 @@ def deployment(config: dict[str, Any], name: str) -> dict[str, Any]:
     """The part of a configuration that is about a deployment of the service."""
     application = next(a for a in config["applications"] if a["name"] == APPLICATION)
     return next(d for d in application["deployments"] if d["name"] == name)
+
+
+def api_of(http: dict[str, Any], address: str) -> str:
+    """Where a service with these http_options answers: on the host that it listens on, or that of the dashboard
+    ``address`` where it listens on all."""
+    host = http["host"]
+    if host in (*LOOPBACK, *EVERYWHERE):
+        host = urlsplit(address).hostname
+    return f"http://{f'[{host}]' if ':' in str(host) else host}:{http['port']}"
 
 
 def set_model(address: str, model: str, *, timeout_s: float = 180) -> None:

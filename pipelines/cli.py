@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -273,11 +274,17 @@ def serve(
     max_replicas: Annotated[int, typer.Option(help="Generation replicas at most; autoscaled on load.")] = 2,
     keys: Annotated[str, typer.Option(help="Keys file, made by cca key; without one, no key is asked.")] = "",
     audit: Annotated[str, typer.Option(help="File that gets a JSON line per request; without one, none.")] = "",
+    address: Annotated[
+        str,
+        typer.Option(help="Dashboard of a running Ray cluster, http://HEAD:8265: serve there, and leave it serving."),
+    ] = "",
 ) -> None:
-    """Serve a model over the OpenAI Images API until Ctrl-C."""
+    """Serve a model over the OpenAI Images API: on this machine until Ctrl-C, or on a Ray cluster."""
     from deploy.local import serve_here
+    from deploy.remote import serve_there
 
-    serve_here(
+    begin = partial(serve_there, address) if address else serve_here
+    begin(
         model,
         host=host,
         port=port,
