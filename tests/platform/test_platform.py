@@ -1,0 +1,182 @@
+"""Writes below a temporary folder: a user's way on a platform whose nodes share nothing local, and what kills do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+import s3fs
+from mlflow.tracking import MlflowClient
+
+from tests.driver import TINY, Driver, cca, until
+from tests.platform.local_platform import BUCKET, NODES, Platform, running_platform, s3_variables
+from tests.service import free_port
+
+pytestmark = pytest.mark.timeout(1200)
+ANSWER_S = 120
+
+
+class User:
+    """Somebody at a terminal elsewhere, who has the platform's addresses and its token."""
+
+    def __init__(self, platform: Platform, folder: Path, name: str) -> None:
+        self.platform, self.folder, self.name = platform, folder, name
+        self.environment = {
+            **platform.user,
+            "RAY_API_SERVER_ADDRESS": platform.address,
+            "CCA_STORAGE": f"s3://{BUCKET}/{name}",
+            "CCA_EXPERIMENT": name,
+            "CCA_MODEL_NAME": name,
+        }
+
+    def cca(self, *arguments: str, **env: str) -> Any:
+        return cca(self.folder, *arguments, env={**self.environment, **env}, timeout_s=900)
+
+    def submit(self, *arguments: str) -> Driver:
+        return Driver(self.folder, *arguments, verb=("submit",), env=self.environment)
+
+    def metrics(self) -> dict[str, Any]:
+        """Measured quality by stage and sampler, from the storage; costs differ from run to run."""
+        fs = self._storage()
+        found = {}
+        for stage in ("baseline", "evaluate"):
+            (path,) = fs.glob(f"{BUCKET}/{self.name}/{stage}/*/results.json")
+            for row in json.loads(fs.cat_file(path))["rows"]:
+                found[stage, row["label"]] = row["per_seed"]
+        return found
+
+    def has(self, pattern: str) -> bool:
+        fs = self._storage()
+        fs.invalidate_cache()
+        return bool(fs.glob(f"{BUCKET}/{self.name}/{pattern}"))
+
+    def champion(self) -> str:
+        client = MlflowClient(self.platform.mlflow_uri, self.platform.mlflow_uri)
+        return str(client.get_model_version_by_alias(self.name, "champion").version)
+
+    def _storage(self) -> s3fs.S3FileSystem:
+        endpoint = self.platform.s3
+        options = {"endpoint_url": endpoint.url, "region_name": endpoint.region}
+        return s3fs.S3FileSystem(key=endpoint.access_key, secret=endpoint.secret_key, client_kwargs=options)
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    with running_platform(tmp_path_factory.mktemp("platform")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def undisturbed(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> User:
+    user = User(platform, tmp_path_factory.mktemp("undisturbed"), "undisturbed")
+    driver = user.submit(str(TINY))
+    assert driver.finish(900) == 0, driver.output
+    assert f"In MLflow: {platform.mlflow_uri}" in driver.output
+    return user
+
+
+def busy_node(platform: Platform) -> str:
+    """A node with a worker that is at work; None is busy for a moment between two tasks."""
+
+    def find() -> str | None:
+        for name, process in platform.nodes.items():
+            if name == "head":
+                continue
+            for child in psutil.Process(process.pid).children(recursive=True):
+                try:
+                    title = " ".join(child.cmdline())
+                except psutil.Error:
+                    continue
+                if title.startswith("ray::") and "IDLE" not in title:
+                    return name
+        return None
+
+    return until(find)
+
+
+def test_a_submitted_run_ends_with_a_champion_that_serves(platform, undisturbed):
+    assert undisturbed.champion()
+    port = free_port()
+    model = f"models:/{undisturbed.name}@champion"
+    served = undisturbed.cca("serve", "--address", platform.address, "--model", model, "--port", str(port))
+    assert served.returncode == 0, served.stdout + served.stderr
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=ANSWER_S)
+    before = client.images.generate(prompt="0", extra_body={"seed": 1})
+    assert before.model == f"{undisturbed.name}/{undisturbed.champion()}"
+    # A node with a generator is lost: another node has its like after a while, and the same seed the same image.
+    holder = next(
+        name
+        for name, process in platform.nodes.items()
+        if any("Generator" in " ".join(c.cmdline()) for c in psutil.Process(process.pid).children(recursive=True))
+    )
+    platform.kill(holder)
+
+    def again() -> Any:
+        try:
+            return client.images.generate(prompt="0", extra_body={"seed": 1})
+        except openai.InternalServerError:  # 503: no generator yet
+            return None
+
+    assert until(again).data[0].b64_json == before.data[0].b64_json
+    platform.start_node(holder)
+    delete = httpx.delete(
+        f"{platform.address}/api/serve/applications/", headers={"Authorization": f"Bearer {platform.token}"}, timeout=60
+    )
+    assert delete.status_code == 200, delete.text
+
+
+@pytest.mark.parametrize(("stage", "in_the_middle"), [("tokens", "tokens/*/rows-*"), ("align", "train_state/*/step-*")])
+def test_a_lost_node_changes_nothing(platform, undisturbed, tmp_path, stage, in_the_middle):
+    user = User(platform, tmp_path, f"lost-{stage}")
+    driver = user.submit(str(TINY))
+    driver.wait_stage(stage)
+    until(lambda: user.has(in_the_middle))
+    lost = busy_node(platform)
+    platform.kill(lost)
+    platform.start_node(lost)
+    assert driver.finish(900) == 0, driver.output
+    assert user.metrics() == undisturbed.metrics()
+
+
+def test_a_lost_head_and_a_new_one_go_on_where_it_was(platform, undisturbed, tmp_path):
+    user = User(platform, tmp_path, "lost-head")
+    driver = user.submit(str(TINY))
+    submission = driver.wait_line(r"(cca-\S+): submitted")[1]
+    driver.wait_stage("align")
+    until(lambda: user.has("train_state/*/step-*"))
+    for name in list(platform.nodes):  # the others lose their head, and end
+        platform.kill(name)
+    assert driver.finish(120) != 0
+    platform.start_head()
+    for number in range(NODES):
+        platform.start_node(f"node-{number}")
+    resumed = user.submit("--resume", submission)
+    assert resumed.finish(900) == 0, resumed.output
+    assert "continuing run" in resumed.output
+    assert user.metrics() == undisturbed.metrics()
+
+
+def test_who_may_not_is_told_so_in_a_sentence(platform, tmp_path):
+    user = User(platform, tmp_path, "refused")
+    for wrong in ({"RAY_AUTH_TOKEN": "0" * 32}, {"RAY_AUTH_TOKEN": ""}, {"AWS_SECRET_ACCESS_KEY": "expired"}):
+        refused = user.cca("submit", str(TINY), **wrong)
+        assert refused.returncode != 0, wrong
+        said = refused.stderr.strip() or refused.stdout.strip().splitlines()[-1]
+        assert "Traceback" not in refused.stdout + refused.stderr, wrong
+        assert len(said.splitlines()) == 1, said
+
+
+def test_nodes_share_no_storage_keys_of_artifacts(platform, undisturbed, tmp_path):
+    """MLflow hands artifacts on: a client without any S3 variable reads them."""
+    client = MlflowClient(platform.mlflow_uri, platform.mlflow_uri)
+    (experiment,) = client.search_experiments(filter_string=f"name = '{undisturbed.name}'")
+    run = client.search_runs([experiment.experiment_id], filter_string="attributes.status = 'FINISHED'")[-1]
+    assert experiment.artifact_location.startswith("mlflow-artifacts:")
+    assert not set(s3_variables(platform.s3)) & set(platform.environment)
+    assert client.list_artifacts(run.info.run_id) is not None
