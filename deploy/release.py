@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,6 +14,7 @@ from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 from ray.exceptions import AuthenticationError
 
 from cca_core.config import ConfigError
+from deploy.cluster_token import cluster_token
 
 APPLICATION = "cca"
 #: The application with the generators of a canary.
@@ -159,6 +159,5 @@ def token_header() -> dict[str, str] | None:
     """
     if "RAY_AUTH_MODE" in os.environ:
         return None
-    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    token = os.environ.get("RAY_AUTH_TOKEN") or (file.read_text().strip() if file.is_file() else "")
+    token = cluster_token()
     return {"Authorization": f"Bearer {token}"} if token else None

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cca_core.config import ConfigError
-from pipelines import data_cli, model_cli, promote_cli
+from pipelines import data_cli, model_cli, promote_cli, submit_cli
 from pipelines.settings import Settings, quiet_libraries
 
 quiet_libraries()
@@ -32,6 +32,7 @@ app = typer.Typer(
 app.add_typer(data_cli.app, name="data")
 app.add_typer(model_cli.app)
 app.add_typer(promote_cli.app)
+app.add_typer(submit_cli.app)
 app.command()(data_cli.gc)
 console = Console(stderr=False)
 

@@ -28,6 +28,7 @@ from cca_core.train.distributed import GPU_BACKEND, pick_device, world
 from cca_core.train.fit import Hooks
 from cca_core.workers.ranges import RangeWorker
 from pipelines.ray_errors import FINAL_ERRORS, Guarded, final_cause, report_of
+from pipelines.sealed import environment, is_sealed
 from pipelines.tune import run_trials
 
 #: What may lie between the pools of a stage, in units for each actor: enough that none waits, however many there are.
@@ -65,7 +66,8 @@ class RayExecutor:
                 address=self.address or "local",
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                runtime_env={"env_vars": _worker_environment()} if self.address else None,
+                # The workers of a submitted run have the submission's environment already.
+                runtime_env={"env_vars": environment()} if self.address and not is_sealed() else None,
                 **local,
             )
         signal.signal(signal.SIGTERM, stopped)  # Ray's own ends this process with a crash report
@@ -301,9 +303,3 @@ def _silent_stderr() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(null)
-
-
-def _worker_environment() -> dict[str, str]:
-    """Addresses and credentials that workers of a remote cluster need to reach the storage."""
-    prefixes = ("AWS_", "CCA_", "MLFLOW_")
-    return {name: value for name, value in os.environ.items() if name.startswith(prefixes)}

@@ -25,6 +25,8 @@ class Settings(BaseSettings):
     model_name: str = ""
     #: CCA_SERVE_ADDRESS: dashboard of the Ray cluster that serves, such as http://127.0.0.1:8265; empty: no rollout.
     serve_address: str = ""
+    #: CCA_SUBMISSION: what `cca submit` calls this run on its cluster; it sets it itself.
+    submission: str = ""
     #: MLFLOW_TRACKING_URI: empty takes a SQLite file below .cca.
     tracking_uri: str = Field(default="", validation_alias="MLFLOW_TRACKING_URI")
     #: RAY_ADDRESS: empty starts Ray on this machine for as long as the run takes.
@@ -57,6 +59,7 @@ def quiet_libraries() -> None:
         ("MLFLOW_DISABLE_TELEMETRY", "true"),
         ("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false"),
         ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
+        ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
         # A server that does not answer is reported after seconds, not minutes.
         ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"),
         ("MLFLOW_HTTP_REQUEST_TIMEOUT", "20"),

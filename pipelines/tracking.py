@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -32,6 +33,8 @@ from pipelines.settings import HOME, Settings
 RUN_KEY, STAGE, DIGEST, STATE = "cca.run_key", "cca.stage", "cca.digest", "cca.state"
 #: Aliases: the version that is served, and the one before it.
 CHAMPION, PREVIOUS = "champion", "previous"
+#: One tag per submission that drove the run, since a run that is resumed has several.
+SUBMISSION = "cca.submission"
 #: Tells the UI to open the experiment as model training.
 EXPERIMENT_KIND = "mlflow.experimentKind"
 
@@ -87,6 +90,12 @@ class Tracker:
         found = self.client.search_runs(
             [self.experiment_id], f"tags.`{RUN_KEY}` = '{run_key}'", order_by=["start_time DESC"], max_results=1
         )
+        return found[0] if found else None
+
+    def find_submitted(self, submission: str) -> Run | None:
+        """The workflow run that a submission of that name drove."""
+        query = f"tags.`{SUBMISSION}.{submission}` = 'true'"
+        found = self.client.search_runs([self.experiment_id], query, order_by=["start_time DESC"], max_results=1)
         return found[0] if found else None
 
     def parents(self, limit: int = 20) -> list[Run]:
@@ -184,6 +193,11 @@ class Tracker:
             parent = str(Path(path).parent)
             self._view(lambda: self.client.log_artifact(run_id, str(file), None if parent == "." else parent))
 
+    def text(self, run_id: str, path: str) -> str:
+        """A text among the run's artifacts."""
+        with tempfile.TemporaryDirectory() as folder:
+            return Path(self.client.download_artifacts(run_id, path, folder)).read_text()
+
     def figure(self, run_id: str, figure: Any, path: str) -> None:
         self._view(lambda: self.client.log_figure(run_id, figure, path))
 
@@ -219,6 +233,11 @@ class Tracker:
     def page(self, server: str) -> str:
         """The experiment's runs on the MLflow server at ``server``."""
         return f"{server.rstrip('/')}/#/experiments/{self.experiment_id}/runs?workflowType=machine_learning"
+
+    def run_page(self, run_id: str) -> str:
+        """A run on the MLflow server that this is, without the password that its address may hold."""
+        server = re.sub(r"//[^/@]*@", "//", self.uri)
+        return f"{server.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{run_id}"
 
 
 @dataclass(frozen=True)

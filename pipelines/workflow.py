@@ -34,7 +34,7 @@ from pipelines.report.texts import duration
 from pipelines.settings import Settings
 from pipelines.stages.decide import AWAITING_VOTES
 from pipelines.stages.show import show
-from pipelines.tracking import DIGEST, RUN_KEY, STAGE, STATE, Tracker
+from pipelines.tracking import DIGEST, RUN_KEY, STAGE, STATE, SUBMISSION, Tracker
 
 #: Steps after the computing stages; cheap, and they look at the registry, so they run every time.
 LAST_STAGES = ("decide", "report", "register", "release")
@@ -156,6 +156,7 @@ class Workflow:
         with RunLock(self.plan.store, self.plan.run_key) as lock:
             parent = self.tracker.find_parent(self.plan.run_key)
             if parent is not None and parent.info.status == "FINISHED" and self.plan.complete and not (first or only):
+                self._name_submission(parent.info.run_id)
                 return self._finish(parent.info.run_id, unchanged=True)
             parent_id = self._open_parent(parent)
             try:
@@ -223,9 +224,15 @@ class Workflow:
             self.tracker.artifact(run_id, "recipe.yaml", to_yaml(self.plan.given).encode())
             if self._passed:
                 self.tracker.tag(run_id, PILOT_RUN, self._passed["run_id"])
-        self.tracker.tag(run_id, STATE, "running")
+        submission = self.settings.submission
+        self.tracker.tag(run_id, STATE, f"running as {submission}" if submission else "running")
+        self._name_submission(run_id)
         self.tracker.tags(run_id, {f"cca.digest.{name}": value for name, value in self.plan.digests.items()})
         return run_id
+
+    def _name_submission(self, run_id: str) -> None:
+        if self.settings.submission:
+            self.tracker.tag(run_id, f"{SUBMISSION}.{self.settings.submission}", "true")
 
     def _stage(self, planned: PlannedStage, parent_id: str) -> None:
         name = planned.spec.name
