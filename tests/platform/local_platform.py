@@ -106,6 +106,8 @@ def running_platform(folder: Path) -> Iterator[Platform]:
     """All of it, with its logs and data below the empty ``folder``; ends what it started, and nothing else."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("CCA_", "MLFLOW_", "RAY_", "AWS_"))}
     environment |= {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONPATH": str(ROOT)}
+    # As in an image: `python` has the dependencies.
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
     with contextlib.ExitStack() as stack:
         (folder / "swift").mkdir()
         endpoint = stack.enter_context(running_swift(folder / "swift", SWIFT_BIN))
