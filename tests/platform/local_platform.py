@@ -9,6 +9,7 @@ cluster with token authentication: a head without work and three nodes, each in 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pwd
 import secrets
@@ -78,6 +79,13 @@ class Platform:
     def start_node(self, name: str) -> None:
         self._start(name, "--address", f"{HOST}:{self.gcs_port}", "--num-cpus", str(NODE_CPUS))
 
+    def alive(self) -> int:
+        """Nodes that the head knows and hears from."""
+        request = urllib.request.Request(f"{self.address}/nodes?view=summary", headers=bearer(self.token))
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            found = json.load(answer)["data"]["summary"]
+        return sum(node["raylet"].get("state") == "ALIVE" for node in found)
+
     def kill(self, name: str) -> None:
         """kill -9 of a node and all that runs on it, as a machine that is lost."""
         process = self.nodes.pop(name)
@@ -120,6 +128,7 @@ def running_platform(folder: Path) -> Iterator[Platform]:
         platform.start_head()
         for number in range(NODES):
             platform.start_node(f"node-{number}")
+        until(lambda: platform.alive() == 1 + NODES, "a node")
         yield platform
 
 
@@ -200,8 +209,12 @@ def make_bucket(endpoint: Endpoint) -> None:
     ).mkdir(BUCKET)
 
 
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
 def answers(url: str, token: str = "") -> bool:
-    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
+    request = urllib.request.Request(url, headers=bearer(token))
     try:
         with urllib.request.urlopen(request, timeout=5) as answer:
             return answer.status == 200

@@ -156,6 +156,7 @@ def test_a_lost_head_and_a_new_one_go_on_where_it_was(platform, undisturbed, tmp
     platform.start_head()
     for number in range(NODES):
         platform.start_node(f"node-{number}")
+    until(lambda: platform.alive() == 1 + NODES)
     resumed = user.submit("--resume", submission)
     assert resumed.finish(900) == 0, resumed.output
     assert "continuing run" in resumed.output
