@@ -34,8 +34,8 @@ def begin(address: str, model: str, share: float) -> None:
     application = next(a for a in config["applications"] if a["name"] == APPLICATION)
     generator = copy.deepcopy(deployment(config, "Generator"))
     generator["user_config"]["model"] = model
-    scaling = generator["autoscaling_config"]
-    scaling["min_replicas"] = max(1, scaling["min_replicas"])  # on trial it does not go to sleep
+    if scaling := generator.get("autoscaling_config"):
+        scaling["min_replicas"] = max(1, scaling.get("min_replicas", 1))  # on trial it does not go to sleep
     trial = {**copy.deepcopy(application), "name": CANARY, "route_prefix": None, "deployments": [generator]}
     config["applications"].append({**trial, "import_path": "deploy.app:build_canary"})
     try:
