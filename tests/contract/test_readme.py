@@ -14,7 +14,14 @@ from pipelines.cli import app
 from pipelines.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/review.md", "docs/safety.md", "docs/serving.md", "docs/submit.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    *(f"docs/{name}.md" for name in ("cluster", "operations", "review", "safety", "serving", "submit")),
+)
+#: Programs that do their work elsewhere. A block that uses one says so in its first line.
+ELSEWHERE = ("aws", "curl", "docker", "helm", "kubectl", "ray")
+MARK = re.compile(r"# needs a (cloud|container engine|Kubernetes cluster)")
 
 
 def commands() -> list[list[str]]:
@@ -55,7 +62,24 @@ def test_core_commands_parse(command):
     assert parser().parse_args(command[3:]).command == command[3]
 
 
+def blocks(page: str) -> list[list[str]]:
+    """The indented blocks of a page, without their indentation."""
+    found = re.findall(r"(?:^(?: {4}|\t).*\n?)+", (ROOT / page).read_text(), re.M)
+    return [[line.strip() for line in block.splitlines()] for block in found]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_that_no_test_can_run_say_what_they_need(page):
+    for block in blocks(page):
+        away = [line for line in block if "127.0.0.1" not in line]  # what asks the service here needs nothing else
+        if any(line.startswith(tuple(f"{name} " for name in ELSEWHERE)) for line in away):
+            assert MARK.fullmatch(block[0]), block
+        for word in " ".join(block).split():
+            if word.startswith(("deploy/", "tests/", "docs/")) and MARK.match(block[0]):
+                assert (ROOT / word).exists(), word
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
-        assert target.startswith("http") or (ROOT / target).exists(), target
+        assert target.startswith("http") or ((ROOT / page).parent / target).exists(), target
