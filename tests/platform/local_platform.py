@@ -36,7 +36,7 @@ NODES, NODE_CPUS = 3, 2
 OBJECT_STORE_BYTES = 256 * 1024**2
 BUCKET = "platform"
 USER, PASSWORD, DATABASE = "mlflow", "mlflow", "mlflow"
-START_S = 120.0
+START_S = 300.0
 
 
 @dataclass
