@@ -70,7 +70,9 @@ def http_api(
         readiness: what /readyz says; by default, whether a generator answers.
     """
     readiness = readiness or Readiness(generator)
-    app = FastAPI(title="CCA image generation", docs_url="/docs", redirect_slashes=False, responses=ERRORS)
+    # Serve and deploy.tracing make the spans: FastAPI's own would not join the trace of a caller that has none.
+    untraced: Any = {"telemetry": {"tracing": False}}
+    app = FastAPI(title="CCA image generation", docs_url="/docs", redirect_slashes=False, responses=ERRORS, **untraced)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected)
@@ -108,7 +110,7 @@ def http_api(
 
     @app.post(
         BATCHES,
-        response_model=None,
+        response_class=Response,
         responses={200: {"content": lines}},
         dependencies=KEYED,
         openapi_extra={**OR_OPEN, "requestBody": {"required": True, "content": lines}},
