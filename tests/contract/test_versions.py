@@ -98,3 +98,11 @@ def test_the_page_names_the_versions_that_were_checked():
     kuberay = re.search(r"KubeRay (\S+),", (ROOT / "tests" / "data" / "custom_resources.yaml").read_text())
     assert kuberay
     assert f"KubeRay {kuberay[1]}" in page
+
+
+def test_the_driver_of_the_database_is_named_and_installed():
+    """SQLAlchemy takes another one than MLflow is used to where an address names none."""
+    addresses = [address for path in FILES for address in re.findall(r"postgresql\S*://", path.read_text())]
+    assert len(addresses) == 3
+    assert set(addresses) == {"postgresql+psycopg2://"}
+    assert any(one.startswith("psycopg2") for one in PROJECT["project"]["optional-dependencies"]["mlflow-server"])
