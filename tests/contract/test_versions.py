@@ -104,5 +104,5 @@ def test_the_driver_of_the_database_is_named_and_installed():
     """SQLAlchemy takes another one than MLflow is used to where an address names none."""
     addresses = [address for path in FILES for address in re.findall(r"postgresql\S*://", path.read_text())]
     assert len(addresses) == 3
-    assert set(addresses) == {"postgresql+psycopg2://"}
-    assert any(one.startswith("psycopg2") for one in PROJECT["project"]["optional-dependencies"]["mlflow-server"])
+    assert set(addresses) == {"postgresql+psycopg://"}
+    assert any(one.startswith("psycopg[") for one in PROJECT["project"]["optional-dependencies"]["mlflow-server"])

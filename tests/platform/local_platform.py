@@ -155,7 +155,7 @@ def running_postgres(folder: Path, environment: dict[str, str]) -> Iterator[str]
             until(lambda: subprocess.run(ready, capture_output=True, check=False).returncode == 0, "Postgres")
             create = [binaries / "createdb", "-h", HOST, "-p", str(port), "-U", USER, DATABASE]
             subprocess.run(create, check=True, capture_output=True, env={**environment, "PGPASSWORD": PASSWORD})
-            yield f"postgresql://{USER}:{PASSWORD}@{HOST}:{port}/{DATABASE}"
+            yield f"postgresql+psycopg://{USER}:{PASSWORD}@{HOST}:{port}/{DATABASE}"
     finally:
         shutil.rmtree(data, ignore_errors=True)
 
