@@ -23,7 +23,7 @@ import torch
 from benchmarks.sampling import build
 from cca_core.bundle import BundleInfo, Part, bundle_files
 from cca_core.models.llamagen.tokenizer import VQSpec, VQTokenizer
-from deploy.release import APPLICATION, deploy, details, wait_running
+from deploy.release import APPLICATION, deploy, deployment, details, present, wait_running
 
 ROOT = Path(__file__).parents[1]
 STOP_S, CHANGE_S, SCRAPE_S = 90, 120, 10
@@ -124,12 +124,9 @@ class Service:
 
     def set_autoscaling(self, **settings: float) -> None:
         """Change the generators' autoscaling_config in place."""
-        found = details(self.dashboard)
-        application = found["applications"][APPLICATION]["deployed_app_config"]
-        generator = next(one for one in application["deployments"] if one["name"] == "Generator")
-        generator["autoscaling_config"] |= settings
-        whole = {name: found[name] for name in ("proxy_location", "http_options")} | {"applications": [application]}
-        deploy(self.dashboard, whole)
+        config = present(self.dashboard)
+        deployment(config, "Generator")["autoscaling_config"] |= settings
+        deploy(self.dashboard, config)
         wait_running(self.dashboard, timeout_s=CHANGE_S)
 
 
