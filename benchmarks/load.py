@@ -29,11 +29,11 @@ from benchmarks.service import Service, provenance, serving, write_bundle
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-CLIENTS = (1, 2, 4, 8, 16, 32, 64, 32, 16, 8, 4, 2, 1)
+CLIENTS = (1, 2, 4, 8, 16, 32, 64, 64, 64, 32, 16, 8, 4, 2, 1)
 PEAK = CLIENTS.index(max(CLIENTS))
 IMAGES = 16
 REPLICAS = 2
-AUTOSCALING = {"target_ongoing_requests": 1, "look_back_period_s": 5, "upscale_delay_s": 5, "downscale_delay_s": 20}
+AUTOSCALING = {"target_ongoing_requests": 1, "look_back_period_s": 15, "upscale_delay_s": 5, "downscale_delay_s": 20}
 #: Longest wait for one replica after the last request.
 CALM_S = 90.0
 POLL_S = 1.0

@@ -5,8 +5,8 @@
 
 `cca serve` with one generator replica, a model of the size of the embedded default with random weights, and Poisson
 arrivals at half of the requests/s that a closed loop gets first. Of 20 requests one is guided, one is streamed and one
-is left by its client at once. The time is cut into twelve rounds; after each the load pauses until the service says
-that no slot is used and no request is open.
+is left by its client within a tenth of a second. The time is cut into twelve rounds; after each the load pauses until
+the service says that no slot is used and no request is open.
 
 Exit code 1 where, from the first third of the rounds to the last, the memory of a kind of process or the p95 has grown
 by more than its limit, or where a request failed or was refused, more slots were used than there are, or one was still
@@ -33,9 +33,8 @@ ROUNDS = 12
 IMAGES = 4
 #: Largest growth from the first third to the last. A small process moves by some MiB in any case.
 MEMORY_GROWTH, MEMORY_SLACK_MIB, P95_GROWTH = 0.10, 16.0, 0.25
-#: Of EVERY requests one of each kind.
+#: Of EVERY requests in a row, which one is guided, streamed, left.
 EVERY, GUIDED, STREAMED, LEAVING = 20, 5, 10, 15
-LEAVE_S = 0.01
 SAMPLE_S = 5.0
 #: Ray's metrics are some seconds late: longest wait until they say that nothing is under way.
 IDLE_S = 60.0
@@ -69,7 +68,8 @@ def requests(rate: float, seconds: float, first: int) -> Iterator[tuple[float, B
             body["cfg_scale"] = 2.0
         if number % EVERY == STREAMED:
             body["stream"] = True
-        yield due_s, body, LEAVE_S if number % EVERY == LEAVING else None
+        # From before the request is read to after it is drawn.
+        yield due_s, body, number // EVERY % 10 / 100 if number % EVERY == LEAVING else None
 
 
 async def one_round(service: Service, rate: float, seconds: float, first: int) -> Round:
