@@ -8,6 +8,7 @@ count from when a request was due.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import random
@@ -84,7 +85,7 @@ async def open_loop(api: str, requests: Iterable[tuple[float, Body, float | None
 
 
 async def saturated(
-    api: str, body: Body, *, clients: int, images: int, stagger_s: float, warm_s: float
+    api: str, body: Body, *, clients: int, seconds: float, stagger_s: float, warm_s: float
 ) -> tuple[float, list[Answer]]:
     """Images/s of a closed loop, and all answers.
 
@@ -92,12 +93,12 @@ async def saturated(
         stagger_s: clients begin one after the other within that time, so that the images of a full engine are not in
             step, as they never are in a service that has run for a while.
         warm_s: answers of that time do not count.
-        images: how many count, after the first answer that does.
+        seconds: the time after that, in which answers count.
     """
     seeds, number = itertools.count(), body.get("n", 1)
     answers: list[Answer] = []
     counted: list[float] = []
-    enough = asyncio.Event()
+    failed = asyncio.Event()
     started = time.perf_counter()
 
     async def client(http: httpx.AsyncClient, index: int) -> None:
@@ -107,17 +108,18 @@ async def saturated(
             answers.append(answer)
             if time.perf_counter() - started >= warm_s:
                 counted.append(time.perf_counter())
-            if (len(counted) - 1) * number >= images or answer.outcome != OK:
-                enough.set()
+            if answer.outcome != OK:
+                failed.set()
 
     async with connected(api) as http:
         asking = [asyncio.create_task(client(http, index)) for index in range(clients)]
-        await enough.wait()
-        end = counted[:]  # what is answered while the clients leave comes too late
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(failed.wait(), warm_s + seconds)
         for task in asking:  # their requests leave the engine: nothing is left for whoever measures next
             task.cancel()
         await asyncio.gather(*asking, return_exceptions=True)
-    rate = (len(end) - 1) * number / (end[-1] - end[0]) if len(end) > 1 else 0.0
+    # From an answer to an answer: the time before the first one that counts is that of images which do not.
+    rate = (len(counted) - 1) * number / (counted[-1] - counted[0]) if len(counted) > 1 else 0.0
     return rate, answers
 
 

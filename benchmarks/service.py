@@ -147,6 +147,7 @@ def serving(bundle: Path, *, max_replicas: int) -> Iterator[Service]:
         text=True,
         start_new_session=True,  # Ctrl-C reaches this script, which then ends it
     )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     try:
         assert process.stdout is not None
         said = []

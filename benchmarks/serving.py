@@ -44,18 +44,18 @@ AT_ONCE = DECODED_AT_ONCE["cpu"]
 
 @dataclass(frozen=True)
 class Amounts:
-    """How much a turn measures; goals hold where ``goals`` says so."""
+    """How long a turn measures; goals hold where ``goals`` says so."""
 
-    images: int
+    seconds: float
+    half_load_s: float
     #: Images of a request at saturation.
     per_request: tuple[int, ...]
-    half_load_requests: int
     goals: bool
 
 
 SHAPES = {
-    "B": Amounts(images=4 * SLOTS, per_request=(1,), half_load_requests=60, goals=True),
-    "digits": Amounts(images=256 * SLOTS, per_request=(1, 16), half_load_requests=400, goals=False),
+    "B": Amounts(seconds=25.0, half_load_s=50.0, per_request=(1,), goals=True),
+    "digits": Amounts(seconds=8.0, half_load_s=15.0, per_request=(1, 16), goals=False),
 }
 
 
@@ -99,28 +99,35 @@ class Offline:
 
 
 def measure(shape: str, service: Service, turns: int) -> Found:
-    """The first turn's official loop and engine are warmed up by a call that does not count; `cca serve` does so
-    itself."""
+    """All turns. Engine and official loop are warmed up first; `cca serve` does so itself."""
     amounts, offline, found = SHAPES[shape], Offline(shape), Found()
-    per_image_s = offline.engine(SLOTS) / SLOTS
+    offline.engine(SLOTS)
     offline.one_alone()
+    drawing_s = offline.engine(SLOTS)
+    images = SLOTS * max(2, round(amounts.seconds / drawing_s))
+
+    def say(what: str) -> None:
+        print(f"{shape}, turn {turn + 1} of {turns}: {what}", file=sys.stderr, flush=True)
+
     for turn in range(turns):
+        say(f"the engine, {images} images")
         cpu = time.process_time()
-        found.offline.append(amounts.images / offline.engine(amounts.images))
-        found.offline_cpu_s.append((time.process_time() - cpu) / amounts.images)
+        found.offline.append(images / offline.engine(images))
+        found.offline_cpu_s.append((time.process_time() - cpu) / images)
         for number in amounts.per_request:
-            _saturate(service, number, amounts.images, per_image_s * SLOTS, found)
+            say(f"the service, {number} to a request")
+            _saturate(service, number, amounts.seconds, drawing_s, found)
+        say("one image alone, then half load")
         found.alone_s += [offline.one_alone() for _ in range(3)]
         rate = found.saturated[1][-1] / 2
         found.half_rates.append(rate)
-        times = poisson(rate, 0.0, amounts.half_load_requests / rate, seed=turn)
+        times = poisson(rate, 0.0, amounts.half_load_s, seed=turn)
         asked = [(due_s, {"prompt": "0", "seed": seed}, None) for seed, due_s in enumerate(times)]
         found.half_load += _all_ok(asyncio.run(open_loop(service.api, asked)))
-        print(f"{shape}: turn {turn + 1} of {turns}", file=sys.stderr)
     return found
 
 
-def _saturate(service: Service, number: int, images: int, drawing_s: float, found: Found) -> None:
+def _saturate(service: Service, number: int, seconds: float, drawing_s: float, found: Found) -> None:
     """Measure requests of ``number`` images. An image takes ``drawing_s`` in a full engine; twice that until all slots
     are taken and out of step, and a little more until what waits is there."""
     clients = max(4, 2 * SLOTS // number)
@@ -128,14 +135,14 @@ def _saturate(service: Service, number: int, images: int, drawing_s: float, foun
     before, own, began = service.cpu_seconds(), time.process_time(), time.perf_counter()
     warm_s = max(1.0, 2.2 * drawing_s)
     rate, answers = asyncio.run(
-        saturated(service.api, body, clients=clients, images=images, stagger_s=drawing_s, warm_s=warm_s)
+        saturated(service.api, body, clients=clients, seconds=seconds, stagger_s=drawing_s, warm_s=warm_s)
     )
     _all_ok(answers)
     found.saturated[number].append(rate)
     drawn = rate * (time.perf_counter() - began)
     cpu = found.cpu_s[number]
-    for kind, seconds in service.cpu_seconds().items():
-        cpu[kind].append((seconds - before.get(kind, 0.0)) / drawn)
+    for kind, spent in service.cpu_seconds().items():
+        cpu[kind].append((spent - before.get(kind, 0.0)) / drawn)
     cpu["clients"].append((time.process_time() - own) / drawn)
 
 

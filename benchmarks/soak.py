@@ -139,7 +139,7 @@ def row(number: int, one: Round) -> str:
 async def soak(service: Service, minutes: float) -> list[Round]:
     """All rounds, each printed as it ends."""
     body = {"prompt": "0", "n": IMAGES}
-    most, answers = await saturated(service.api, body, clients=16, images=2000, stagger_s=1.0, warm_s=10.0)
+    most, answers = await saturated(service.api, body, clients=16, seconds=20.0, stagger_s=1.0, warm_s=10.0)
     if any(answer.outcome != OK for answer in answers):
         sys.exit(f"requests fail before the soak begins: {sorted({answer.outcome for answer in answers})}")
     rate = most / IMAGES / 2
