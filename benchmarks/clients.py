@@ -65,7 +65,7 @@ async def ask(http: httpx.AsyncClient, body: Body, due: float, started: float, l
     except TimeoutError:
         seconds, outcome = time.perf_counter() - due, LEFT
     except httpx.HTTPError as error:
-        seconds, outcome = time.perf_counter() - due, type(error).__name__
+        seconds, outcome = time.perf_counter() - due, f"{type(error).__name__} {error}".strip()
     return Answer(due - started, seconds, outcome, wanted if outcome == OK else 0)
 
 
@@ -98,13 +98,15 @@ async def saturated(
     seeds, number = itertools.count(), body.get("n", 1)
     answers: list[Answer] = []
     counted: list[float] = []
-    failed = asyncio.Event()
+    failed, ended = asyncio.Event(), asyncio.Event()
     started = time.perf_counter()
 
     async def client(http: httpx.AsyncClient, index: int) -> None:
         await asyncio.sleep(stagger_s * index / clients)
         while True:
             answer = await ask(http, {**body, "seed": next(seeds) * number}, time.perf_counter(), started)
+            if ended.is_set():
+                return
             answers.append(answer)
             if time.perf_counter() - started >= warm_s:
                 counted.append(time.perf_counter())
@@ -115,6 +117,7 @@ async def saturated(
         asking = [asyncio.create_task(client(http, index)) for index in range(clients)]
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(failed.wait(), warm_s + seconds)
+        ended.set()
         for task in asking:  # their requests leave the engine: nothing is left for whoever measures next
             task.cancel()
         await asyncio.gather(*asking, return_exceptions=True)
