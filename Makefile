@@ -8,7 +8,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup lint test test-core test-chaos test-browser test-s3 test-platform bench demo clean
+.PHONY: help setup lint test test-core test-chaos test-browser test-s3 test-platform bench soak demo clean
 
 help:  ## List the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ test-platform: .venv/.platform .venv-swift/.installed  ## Use a whole platform: 
 
 bench: .venv/.installed  ## Measure the published numbers: the digits over three training seeds
 	$(BIN)/python benchmarks/digits_target.py
+
+soak: .venv/.installed  ## Ask the service at half load for an hour (or MINUTES=10): memory, p95 and slots stay flat
+	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),60)
 
 demo: .venv/.installed  ## Run the embedded default: digits in, an aligned model out
 	$(BIN)/cca run
