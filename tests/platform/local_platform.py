@@ -93,11 +93,12 @@ class Platform:
         process.wait()
 
     def _start(self, name: str, *options: str) -> None:
-        agent, grpc = free_ports(2)
+        agent, grpc, runtime_env, metrics = free_ports(4)
         command = ["unshare", "--mount", sys.executable, str(Path(__file__).with_name("isolated.py"))]
         command += [str(Path(sys.executable).with_name("ray")), "start", "--block", "--node-ip-address", HOST, *options]
         command += ["--min-worker-port", "0", "--max-worker-port", "0", "--disable-usage-stats"]
         command += ["--dashboard-agent-listen-port", str(agent), "--dashboard-agent-grpc-port", str(grpc)]
+        command += ["--runtime-env-agent-port", str(runtime_env), "--metrics-export-port", str(metrics)]
         command += ["--object-store-memory", str(OBJECT_STORE_BYTES)]
         with (self.folder / f"{name}.log").open("ab") as log:
             self.nodes[name] = subprocess.Popen(
@@ -113,6 +114,7 @@ class Platform:
 def running_platform(folder: Path) -> Iterator[Platform]:
     """All of it, with its logs and data below the empty ``folder``; ends what it started, and nothing else."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("CCA_", "MLFLOW_", "RAY_", "AWS_"))}
+    environment |= {"RAY_raylet_start_wait_time_s": "120"}  # a busy machine
     environment |= {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONPATH": str(ROOT)}
     # As in an image: `python` has the dependencies.
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
