@@ -26,7 +26,7 @@ from cca_core.models.llamagen.tokenizer import VQSpec, VQTokenizer
 from deploy.release import APPLICATION, deploy, deployment, details, present, wait_running
 
 ROOT = Path(__file__).parents[1]
-STOP_S, CHANGE_S, SCRAPE_S = 90, 120, 10
+STOP_S, CHANGE_S, SCRAPE_S = 90, 120, 60
 #: Beginnings of the names of processes, and how tables call them; the first that fits counts.
 KINDS = {
     "ray::ServeReplica:cca:Generator": "generators",
