@@ -25,13 +25,14 @@ ANSWER_S = 150.0
 OK, REFUSED, LEFT = "ok", "refused", "left"
 #: An answer of the service, not of a client, that asks to come back later.
 BUSY = (429, 503)
+UNAVAILABLE = '"code":"unavailable"'
 Body = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a request: ok, refused (the service is busy and says when to come back), left (the client did not
-    wait), or what failed."""
+    """What became of a request: ok, refused (the service has no room and says when to come back), left (the client did
+    not wait), or what failed."""
 
     due_s: float
     seconds: float
@@ -60,8 +61,7 @@ async def ask(http: httpx.AsyncClient, body: Body, due: float, started: float, l
             got = _images(answer)
             outcome = OK if got == wanted else f"{got} images for {wanted}"
         else:
-            again = answer.status_code in BUSY and "retry-after" in answer.headers
-            outcome = REFUSED if again else f"status {answer.status_code}"
+            outcome = REFUSED if _refused(answer) else f"status {answer.status_code}"
     except TimeoutError:
         seconds, outcome = time.perf_counter() - due, LEFT
     except httpx.HTTPError as error:
@@ -141,6 +141,11 @@ def percentile(answers: Sequence[Answer], percent: float) -> float:
     """Of the seconds until whole answers; NaN where there is none."""
     seconds = [answer.seconds for answer in answers if answer.outcome == OK]
     return float(np.percentile(seconds, percent)) if seconds else float("nan")
+
+
+def _refused(answer: httpx.Response) -> bool:
+    """Not let in, and told when to come back. What was let in and then found no generator has failed."""
+    return answer.status_code in BUSY and "retry-after" in answer.headers and UNAVAILABLE not in answer.text
 
 
 def _images(answer: httpx.Response) -> int:

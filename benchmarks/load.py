@@ -3,9 +3,11 @@
     python -m benchmarks.load --plot docs/images/load.png > benchmarks/results/load_2cpu.md
 
 `cca serve` with up to two generator replicas, a model of the size of the embedded default with random weights. Clients
-in an open loop climb from 1 to 64 and back: each asks for 16 images, a replica's slots, every few seconds, whether or
-not the last answer has come. The configuration is that of `cca serve` but for autoscaling, which is told of a request
-of 16 images that a replica is full with one, and to look back and to scale down sooner, so that a run takes minutes.
+in an open loop climb from 1 to 64 and back: each asks for 16 images, a replica's slots, every so many seconds, whether
+or not the last answer has come; how many seconds is measured first, so that 64 clients ask for a fifth more than one
+replica can draw. The configuration is that of `cca serve` but for autoscaling: a replica counts as full with one such
+request, and looking back and scaling down take seconds instead of minutes.
+
 Exit code 1 where a request failed, or the replicas did not follow: two at the height, one in the end. Requests that
 were refused with Retry-After are counted apart.
 """
@@ -23,7 +25,7 @@ from pathlib import Path
 
 import matplotlib
 
-from benchmarks.clients import OK, REFUSED, Answer, Body, count, open_loop, percentile, poisson
+from benchmarks.clients import OK, REFUSED, Answer, Body, count, open_loop, percentile, poisson, saturated
 from benchmarks.service import Service, provenance, serving, write_bundle
 
 matplotlib.use("Agg")
@@ -33,6 +35,8 @@ CLIENTS = (1, 2, 4, 8, 16, 32, 64, 64, 64, 32, 16, 8, 4, 2, 1)
 PEAK = CLIENTS.index(max(CLIENTS))
 IMAGES = 16
 REPLICAS = 2
+#: What all clients at the height ask for, in images/s of one replica.
+HEIGHT = 1.2
 AUTOSCALING = {"target_ongoing_requests": 1, "look_back_period_s": 15, "upscale_delay_s": 5, "downscale_delay_s": 20}
 #: Longest wait for one replica after the last request.
 CALM_S = 90.0
@@ -55,6 +59,16 @@ def requests(step_s: float, every_s: float) -> Iterator[tuple[float, Body, None]
         for due_s in poisson(clients / every_s, step * step_s, (step + 1) * step_s, seed=step):
             yield due_s, {"prompt": str(seed % 10), "n": IMAGES, "seed": seed * IMAGES}, None
             seed += 1
+
+
+async def pause(service: Service) -> float:
+    """Seconds between two requests of a client, on average."""
+    rate, answers = await saturated(
+        service.api, {"prompt": "0", "n": IMAGES}, clients=4, seconds=10.0, stagger_s=1.0, warm_s=3.0
+    )
+    if any(answer.outcome != OK for answer in answers):
+        sys.exit(f"requests fail before the load begins: {sorted({answer.outcome for answer in answers})}")
+    return max(CLIENTS) * IMAGES / (HEIGHT * rate)
 
 
 async def run(service: Service, step_s: float, every_s: float) -> tuple[list[Answer], list[Seen]]:
@@ -117,14 +131,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
     parser.add_argument("--plot", type=Path, required=True, help="PNG file to write")
     parser.add_argument("--step", type=float, default=20.0, help="seconds of each number of clients")
-    parser.add_argument("--every", type=float, default=3.5, help="seconds between a client's requests, on average")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="cca-bench-") as folder:
         bundle = write_bundle(Path(folder), "digits")
         with serving(bundle, max_replicas=REPLICAS) as service:
+            every_s = asyncio.run(pause(service))
             service.set_autoscaling(**AUTOSCALING)
-            answers, seen = asyncio.run(run(service, arguments.step, arguments.every))
+            answers, seen = asyncio.run(run(service, arguments.step, every_s))
     print(f"# Load that climbs and falls\n\n{provenance('load')}.")
+    print(f"A client asks for {IMAGES} images every {every_s:.1f} s on average.")
     print(f"Autoscaling: {', '.join(f'{name} {value}' for name, value in AUTOSCALING.items())}.")
     table(answers, seen, arguments.step)
     plot(arguments.plot, answers, seen, arguments.step)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from cca_core.models.llamagen.tokenizer import VQSpec, VQTokenizer
 from deploy.release import APPLICATION, deploy, deployment, details, present, wait_running
 
 ROOT = Path(__file__).parents[1]
-STOP_S, CHANGE_S, SCRAPE_S = 90, 120, 10
+STOP_S, CHANGE_S, SCRAPE_S = 90, 120, 60
 #: Beginnings of the names of processes, and how tables call them; the first that fits counts.
 KINDS = {
     "ray::ServeReplica:cca:Generator": "generators",
@@ -161,8 +161,14 @@ def serving(bundle: Path, *, max_replicas: int) -> Iterator[Service]:
         assert dashboard, said
         yield Service(process.pid, f"http://127.0.0.1:{port}", dashboard[1])
     finally:
+        tree = [process, *psutil.Process(process.pid).children(recursive=True)]
         process.send_signal(signal.SIGTERM)
-        process.wait(STOP_S)
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:  # what was measured counts all the same
+            for one in tree:
+                with suppress(psutil.NoSuchProcess):
+                    one.kill()
 
 
 def provenance(script: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import socket
 import time
 from collections.abc import Iterator
@@ -11,10 +10,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
 
 from benchmarks import soak
 from benchmarks.clients import LEFT, OK, REFUSED, Answer, ask, connected, open_loop, poisson, saturated
+from deploy.api import ApiError
 from tests.driver import answering
 
 #: The prompt says what the service does.
@@ -24,6 +25,7 @@ ANSWERS: dict[str, tuple[int, dict[str, str], dict[str, Any]]] = {
     "busy": (503, {"Retry-After": "1"}, {}),
     "over quota": (429, {"Retry-After": "1"}, {}),
     "away": (503, {}, {}),
+    "given up": (503, {"Retry-After": "1"}, ApiError(503, "no generator answers", None, "unavailable").body()),
     "broken": (500, {"Retry-After": "1"}, {}),
 }
 
@@ -37,7 +39,7 @@ class Service:
         self.app = FastAPI()
         self.app.post("/v1/images/generations")(self.generations)
 
-    async def generations(self, request: Request) -> Response:
+    async def generations(self, request: Request) -> JSONResponse:
         prompt = (await request.json())["prompt"]
         if prompt == "wait":
             self.waiting += 1
@@ -46,7 +48,7 @@ class Service:
             await self.two.wait()
             prompt = "good"
         status, headers, body = ANSWERS[prompt]
-        return Response(json.dumps(body), status, headers, media_type="application/json")
+        return JSONResponse(body, status, headers)
 
 
 @pytest.fixture
@@ -67,6 +69,7 @@ def asked(api: str, prompt: str, leave_s: float | None = None) -> Answer:
         ("busy", REFUSED, False),
         ("over quota", REFUSED, False),
         ("away", "status 503", True),
+        ("given up", "status 503", True),
         ("broken", "status 500", True),
         ("one is missing", "1 images for 2", True),
     ],
