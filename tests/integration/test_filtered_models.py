@@ -121,7 +121,7 @@ class Versions:
     def alias(self, alias: str) -> None:
         return None
 
-    def set_alias(self, alias: str, version: str) -> None:
+    def crown(self, version: str) -> None:
         pass
 
 
