@@ -31,6 +31,7 @@ class Metrics:
         self.answer = Histogram("cca_answer_seconds", "Until the last image.", BOUNDARIES_S, ("model",))
         self.first = Histogram("cca_first_image_seconds", "Until the first image.", BOUNDARIES_S, ("model",))
         self.worse = Gauge("cca_canary_worse", "1 while a canary that was worse waits to be taken away.", ("model",))
+        self.worse.set(0, {"model": ""})  # there from the start: an alert on a series that is missing stays silent
         self.open = Gauge("cca_open_requests", "Requests for images that are being answered.")
         self.now_open = 0
 
