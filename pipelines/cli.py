@@ -3,6 +3,8 @@ code 2."""
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import os
 import shlex
@@ -350,6 +352,10 @@ def _say(text: str) -> None:
 
 def main() -> None:
     """Entry point: errors that people can mend are one sentence; the rest ask for --debug."""
+    # Ray, MLflow and torch leave 700,000 objects that live to the end: to walk them at every turn and again at the exit
+    # takes as long as a short command.
+    gc.set_threshold(100_000)
+    atexit.register(gc.freeze)
     debug = "--debug" in sys.argv
     if debug:  # accepted anywhere
         sys.argv = [sys.argv[0], "--debug", *(a for a in sys.argv[1:] if a != "--debug")]
