@@ -16,8 +16,10 @@ from deploy.api import ApiError, ImageRequest
 from deploy.generator import Drawn
 
 log = logging.getLogger("ray.serve")
-#: A lost replica is noticed when its answer fails; the request is drawn again with the same seed.
-ATTEMPTS = 4
+#: A lost replica is noticed when its answer fails; the request is drawn again with the same seed. While a version that
+#: does not load is taken back, Serve calls the generators unavailable for a moment.
+LOST = (RayActorError, DeploymentUnavailableError)
+ATTEMPTS = 6
 RETRY_S = 0.1
 DEADLINE = "deadline_exceeded"
 
@@ -56,7 +58,7 @@ async def draw_each(
                         asked = asked.model_copy(update={"model": one.version})
                         yield index, one
                 return
-            except RayActorError:
+            except LOST:
                 if attempt + 1 == ATTEMPTS:
                     raise
             finally:
@@ -74,7 +76,7 @@ async def _answer(generator: DeploymentHandle, method: str, *arguments: Any, wit
                 try:
                     answered = await _awaited(getattr(generator, method).remote(*arguments))
                     break
-                except RayActorError:
+                except LOST:
                     if attempt + 1 == ATTEMPTS:
                         raise
                     await asyncio.sleep(RETRY_S * 2**attempt)
@@ -97,7 +99,7 @@ def _in_words(method: str) -> Iterator[None]:
         yield
     except BackPressureError:
         raise ApiError(503, "the service is busy: try again shortly", None, "busy") from None
-    except (RayActorError, DeploymentUnavailableError, TimeoutError) as error:
+    except (*LOST, TimeoutError) as error:
         log.warning("no generator answers %s: %s", method, type(error).__name__)
         raise ApiError(503, "no generator answers: try again shortly", None, "unavailable") from error
 
