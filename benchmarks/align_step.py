@@ -218,11 +218,16 @@ def peak_bytes() -> int:
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
+def micro_batch_size(batch_size: int, args: argparse.Namespace) -> int:
+    return min(args.micro_batch_size or max(1, batch_size // 4), batch_size)
+
+
 class Line:
     """One process of the table."""
 
     def __init__(self, name: str, batch_size: int, precision: str, args: argparse.Namespace) -> None:
-        options = [f"--shape={args.shape}", f"--micro-batch-size={args.micro_batch_size}", f"--precision={precision}"]
+        micro = micro_batch_size(batch_size, args)
+        options = [f"--shape={args.shape}", f"--micro-batch-size={micro}", f"--precision={precision}"]
         self.batch_size, self.seconds = batch_size, []
         self.process = subprocess.Popen(
             [sys.executable, __file__, f"--work={name}", f"--batch-size={batch_size}", *options],
@@ -273,7 +278,7 @@ def measure(batch_size: int, args: argparse.Namespace) -> dict[tuple[str, str], 
     titles = {**PLAIN, **LOOP, REFERENCE: "(scoring alone, as the reference stage does)"}
     names = [(name, "float32") for name in titles if name != "official"]
     names += [(name, "bfloat16") for name in ("official", "compiled", REFERENCE)]
-    print(f"\n## {batch_size} images per step, micro-batches of {min(args.micro_batch_size, batch_size)}\n")
+    print(f"\n## {batch_size} images per step, micro-batches of {micro_batch_size(batch_size, args)}\n")
     print("| ingredient | images/s | over official | peak memory, GiB |\n| --- | ---: | ---: | ---: |", flush=True)
     rows = {}
 
@@ -328,7 +333,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
     parser.add_argument("--shape", choices=SHAPES, default="B", help="the released LlamaGen (default: B)")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[4, 16], help="images per step")
-    parser.add_argument("--micro-batch-size", type=int, default=1, help="images per forward pass of the loop")
+    parser.add_argument("--micro-batch-size", type=int, help="images per forward pass of the loop (default: a quarter)")
     parser.add_argument("--repeats", type=int, default=3, help="timed steps of each line")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--batch-size", type=int, help=argparse.SUPPRESS)

@@ -41,8 +41,9 @@ class _TokenLogp(torch.autograd.Function):
         grad_N = grads[0].flatten()
         hidden_NC, weight_VC, bias_V, tokens_N = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden_NC) if ctx.needs_input_grad[0] else None
-        # Chunks add up in float32 at least: bfloat16 would lose the small ones.
-        wide = torch.promote_types(weight_VC.dtype, torch.float32)
+        # Chunks add up in float32 at least: bfloat16 would lose the small ones. One alone needs no wide copy.
+        narrow = weight_VC.dtype
+        wide = torch.promote_types(narrow, torch.float32) if len(tokens_N) > ctx.chunk else narrow
         grad_weight = grad_bias = None
         last, ctx.last_exps = ctx.last_exps, None
         for start in reversed(range(0, len(tokens_N), ctx.chunk)):
@@ -51,18 +52,19 @@ class _TokenLogp(torch.autograd.Function):
             last = None
             # d logp / d logits = onehot(token) - softmax, in the place of the exponentials
             grad_logits = exps.mul_((-grad_N[rows] / exps.sum(-1))[:, None])
+            del exps
             grad_logits.scatter_add_(1, tokens_N[rows, None], grad_N[rows, None])
             if ctx.needs_input_grad[2]:
                 grad_bias = _add(grad_bias, grad_logits.sum(0))
-            grad_logits = grad_logits.to(weight_VC.dtype)
+            grad_logits = grad_logits.to(narrow)
             if grad_hidden is not None:
                 grad_hidden[rows] = grad_logits @ weight_VC
             if ctx.needs_input_grad[1]:
                 grad_weight = _add(grad_weight, (grad_logits.T @ hidden_NC[rows]).to(wide))
-            del exps, grad_logits
-        narrow = [g.to(weight_VC.dtype) if g is not None else None for g in (grad_weight, grad_bias)]
+            del grad_logits
+        grads_of_map = [g.to(narrow) if g is not None else None for g in (grad_weight, grad_bias)]
         grad_BLC = grad_hidden.view(*grads[0].shape, -1) if grad_hidden is not None else None
-        return grad_BLC, *narrow, None, None
+        return grad_BLC, *grads_of_map, None, None
 
 
 def _shifted_logits(hidden_NC: Tensor, weight_VC: Tensor, bias_V: Tensor | None) -> Tensor:
