@@ -1,8 +1,9 @@
-"""Reads the registry, writes its aliases and a running service: ``cca promote`` and ``cca rollback``."""
+"""Reads the registry, writes its aliases and a running service: ``cca promote``, ``cca rollback``, ``cca follow``."""
 
 from __future__ import annotations
 
 import re
+import time
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +18,8 @@ RecipeArgument = Annotated[str, typer.Argument(help="The recipe whose model it i
 _PERCENT = re.compile(r"([0-9]{1,2}(?:\.[0-9]+)?)%")
 #: A canary that draws more than the champion is none.
 MAX_PERCENT = 50.0
+#: The registry is asked this often for its champion, in seconds.
+FOLLOW_EVERY_S = 10.0
 
 
 @app.command()
@@ -75,6 +78,54 @@ def rollback(recipe: RecipeArgument = "digits") -> None:
     said = release(settings.serve_address, f"models:/{registry.name}/{previous.version}")
     registry.crown(previous.version)
     _say(f"{registry.name} version {previous.version} is the champion again, instead of {champion.version}; {said}")
+
+
+@app.command()
+def follow(
+    recipe: RecipeArgument = "digits",
+    every_s: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = FOLLOW_EVERY_S,
+) -> None:
+    """Roll out whatever version becomes the champion in the registry, until Ctrl-C: who moves the alias in the MLflow
+    UI releases.
+
+    A version that does not come up is not tried again, and the one before is served on. Needs CCA_SERVE_ADDRESS.
+    """
+    from pipelines.tracking import CHAMPION, ERRORS, PREVIOUS
+
+    settings = Settings()
+    if not settings.serve_address:
+        raise ConfigError("there is no service to change: put the address of its Ray dashboard in CCA_SERVE_ADDRESS")
+    registry = _registry(settings, recipe)
+    _say(f"following the champion of {registry.name}; Ctrl-C ends it")
+    seen = ""
+    try:
+        while True:
+            try:
+                champion = registry.alias(CHAMPION)
+                if champion is not None and champion.version != seen:
+                    if _released(settings.serve_address, f"models:/{registry.name}/{champion.version}") and seen:
+                        registry.set_alias(PREVIOUS, seen)
+                    seen = champion.version
+            except (ConfigError, *ERRORS) as error:
+                _say(f"no look at the registry and the service: {str(error).splitlines()[0]}")
+            time.sleep(every_s)
+    except KeyboardInterrupt:
+        return
+
+
+def _released(address: str, model: str) -> bool:
+    """Roll a model out where another is served; ConfigError where the service does not answer."""
+    from deploy.release import deployment, present
+    from pipelines.stages.release import release
+
+    if deployment(present(address), "Generator")["user_config"]["model"] == model:
+        return False
+    try:
+        _say(release(address, model))
+    except ConfigError as error:
+        _say(f"the registry's champion is not served: {error}")
+        return False
+    return True
 
 
 def _try(address: str, model: str, share: float, requests: int) -> None:

@@ -133,13 +133,13 @@ class Workflow:
 
     def __init__(self, plan: Plan, settings: Settings, progress: Progress) -> None:
         self.plan, self.settings, self.progress = plan, settings, progress
-        self.tracker = Tracker(settings)
+        self._stopped = threading.Event()
+        self.tracker = Tracker(settings, self._stopped)
         self.executor = RayExecutor(
             plan.store, plan.recipe.execution, settings.ray_address, self._on_log, progress.units
         )
         self.context = Context(plan.recipe, plan.store, plan.digests, self.executor)
         self._passed: dict[str, Any] | None = None
-        self._stopped = threading.Event()
         self._stage_run = ""
         self._logged_steps: set[int] = set()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -15,45 +14,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import pytest
 
 from deploy.release import APPLICATION, deploy, deployment, details, present
 from tests.driver import Driver, cca, environment, until
+from tests.mlflow_server import MlflowServer
 from tests.service import NAME, SAMPLING, Service, bundle, filtered_bundle, free_port, start
 
 pytestmark = pytest.mark.timeout(2400)
 CHANGES, KILL_EVERY_S, CLIENTS = 50, 20.0, 4
 #: The canary is version 3, whose content filter blocks about half of the images.
 BROKEN = "3"
-
-
-class RegistryServer:
-    """A real MLflow server that can be killed and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        store, artifacts = f"sqlite:///{self.folder / 'mlflow.db'}", str(self.folder / "artifacts")
-        command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), "--workers", "1"]
-        command += ["--backend-store-uri", store, "--artifacts-destination", artifacts, "--serve-artifacts"]
-        self.process = subprocess.Popen(command, env=environment(), start_new_session=True, cwd=self.folder)
-        until(self._healthy, 120)
-
-    def kill(self) -> None:
-        assert self.process is not None
-        os.killpg(self.process.pid, signal.SIGKILL)  # a group of its own: the server and its worker
-        self.process.wait()
-
-    def _healthy(self) -> bool:
-        try:
-            return httpx.get(f"{self.uri}/health").status_code == 200
-        except httpx.TransportError:
-            return False
 
 
 @dataclass
@@ -113,8 +85,8 @@ def killing(service: Service) -> Iterator[list[int]]:
 
 
 @pytest.fixture
-def registry_server(tmp_path: Path) -> Iterator[RegistryServer]:
-    server = RegistryServer(tmp_path)
+def registry_server(tmp_path: Path) -> Iterator[MlflowServer]:
+    server = MlflowServer(tmp_path, free_port(), environment())
     server.start()
     try:
         yield server
@@ -123,7 +95,7 @@ def registry_server(tmp_path: Path) -> Iterator[RegistryServer]:
 
 
 @pytest.fixture
-def service(tmp_path: Path, registry_server: RegistryServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+def service(tmp_path: Path, registry_server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
     """Versions 1 and 2 are good, version 3 has a filter; at least two generators."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", registry_server.uri)
     from pipelines.settings import Settings

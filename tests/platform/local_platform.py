@@ -28,6 +28,7 @@ from pathlib import Path
 import s3fs
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tests.mlflow_server import MlflowServer
 from tests.s3.swift_server import SWIFT_BIN, Endpoint, free_ports, running_swift
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,7 +46,7 @@ class Platform:
 
     folder: Path
     s3: Endpoint
-    mlflow_uri: str
+    mlflow: MlflowServer
     token: str
     gcs_port: int
     dashboard_port: int
@@ -63,7 +64,7 @@ class Platform:
         return {
             "RAY_AUTH_TOKEN": self.token,
             "RAY_AUTH_MODE": "token",
-            "MLFLOW_TRACKING_URI": self.mlflow_uri,
+            "MLFLOW_TRACKING_URI": self.mlflow.uri,
             "CCA_STORAGE": f"s3://{BUCKET}/cca",
             **s3_variables(self.s3),
         }
@@ -163,16 +164,18 @@ def running_postgres(folder: Path, environment: dict[str, str]) -> Iterator[str]
 
 
 @contextlib.contextmanager
-def running_mlflow(folder: Path, database: str, endpoint: Endpoint, environment: dict[str, str]) -> Iterator[str]:
-    """An MLflow server on Postgres that hands artifacts on to S3; its address."""
-    (port,) = free_ports(1)
-    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", database, "--artifacts-destination", f"s3://{BUCKET}/mlflow"]
+def running_mlflow(
+    folder: Path, database: str, endpoint: Endpoint, environment: dict[str, str]
+) -> Iterator[MlflowServer]:
+    """An MLflow server on Postgres that hands artifacts on to S3."""
     env = {**environment, **s3_variables(endpoint), "MLFLOW_S3_ENDPOINT_URL": endpoint.url}
-    uri = f"http://{HOST}:{port}"
-    with (folder / "mlflow.log").open("wb") as log, started([*command, "--serve-artifacts"], log, env=env, cwd=folder):
-        until(lambda: answers(f"{uri}/health"), "MLflow")
-        yield uri
+    (port,) = free_ports(1)
+    server = MlflowServer(folder, port, env, store=database, artifacts=f"s3://{BUCKET}/mlflow")
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
 
 
 @contextlib.contextmanager

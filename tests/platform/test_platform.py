@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from tests.service import free_port
 
 pytestmark = pytest.mark.timeout(1200)
 ANSWER_S = 120
+AWAY_S = 120.0
 
 
 class User:
@@ -57,7 +59,7 @@ class User:
         return bool(fs.glob(f"{BUCKET}/{self.name}/{pattern}"))
 
     def champion(self) -> str:
-        client = MlflowClient(self.platform.mlflow_uri, self.platform.mlflow_uri)
+        client = MlflowClient(self.platform.mlflow.uri, self.platform.mlflow.uri)
         return str(client.get_model_version_by_alias(self.name, "champion").version)
 
     def _storage(self) -> s3fs.S3FileSystem:
@@ -77,7 +79,7 @@ def undisturbed(platform: Platform, tmp_path_factory: pytest.TempPathFactory) ->
     user = User(platform, tmp_path_factory.mktemp("undisturbed"), "undisturbed")
     driver = user.submit(str(TINY))
     assert driver.finish(900) == 0, driver.output
-    assert f"In MLflow: {platform.mlflow_uri}" in driver.output
+    assert f"In MLflow: {platform.mlflow.uri}" in driver.output
     return user
 
 
@@ -163,6 +165,27 @@ def test_a_lost_head_and_a_new_one_go_on_where_it_was(platform, undisturbed, tmp
     assert user.metrics() == undisturbed.metrics()
 
 
+def logged_steps(platform: Platform, user: User) -> list[int]:
+    """Of the alignment's curve in MLflow."""
+    client = MlflowClient(platform.mlflow.uri, platform.mlflow.uri)
+    (experiment,) = client.search_experiments(filter_string=f"name = '{user.name}'")
+    (align,) = client.search_runs([experiment.experiment_id], "tags.`cca.stage` = 'align'")
+    return sorted({point.step for point in client.get_metric_history(align.info.run_id, "loss")})
+
+
+def test_mlflow_away_for_two_minutes_changes_nothing(platform, undisturbed, tmp_path):
+    user = User(platform, tmp_path, "mlflow-away")
+    driver = user.submit(str(TINY))
+    driver.wait_stage("align")
+    until(lambda: user.has("train_state/*/step-*"))
+    platform.mlflow.kill()
+    time.sleep(AWAY_S)  # that is what it is about
+    platform.mlflow.start()
+    assert driver.finish(900) == 0, driver.output
+    assert user.metrics() == undisturbed.metrics()
+    assert logged_steps(platform, user) == logged_steps(platform, undisturbed), "points of the curve are missing"
+
+
 def test_who_may_not_is_told_so_in_a_sentence(platform, tmp_path):
     user = User(platform, tmp_path, "refused")
     for wrong in ({"RAY_AUTH_TOKEN": "0" * 32}, {"RAY_AUTH_TOKEN": ""}, {"AWS_SECRET_ACCESS_KEY": "expired"}):
@@ -175,7 +198,7 @@ def test_who_may_not_is_told_so_in_a_sentence(platform, tmp_path):
 
 def test_nodes_share_no_storage_keys_of_artifacts(platform, undisturbed, tmp_path):
     """MLflow hands artifacts on: a client without any S3 variable reads them."""
-    client = MlflowClient(platform.mlflow_uri, platform.mlflow_uri)
+    client = MlflowClient(platform.mlflow.uri, platform.mlflow.uri)
     (experiment,) = client.search_experiments(filter_string=f"name = '{undisturbed.name}'")
     run = client.search_runs([experiment.experiment_id], filter_string="attributes.status = 'FINISHED'")[-1]
     assert experiment.artifact_location.startswith("mlflow-artifacts:")

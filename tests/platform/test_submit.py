@@ -9,7 +9,6 @@ import os
 import re
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from pipelines import submit
 from pipelines.cluster import connect, follow
 from pipelines.recipe import load_recipe
 from tests.driver import TINY, Driver, cca, environment, until
+from tests.mlflow_server import MlflowServer
 from tests.service import free_port
 
 pytestmark = pytest.mark.timeout(1200)
@@ -61,11 +61,10 @@ def ray_start(*options: str) -> subprocess.Popen[bytes]:
 
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    gcs, dashboard, tracking = free_port(), free_port(), free_port()
+    gcs, dashboard = free_port(), free_port()
     folder = tmp_path_factory.mktemp("platform")
-    address, server = f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{tracking}"
-    mlflow = [sys.executable, "-m", "mlflow", "server", "--port", str(tracking), "--workers", "1"]
-    mlflow += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "files")]
+    address = f"http://127.0.0.1:{dashboard}"
+    mlflow = MlflowServer(folder, free_port(), environment())
     with tempfile.TemporaryDirectory(prefix="ray-") as ray_files:  # short: it holds sockets
         head = [
             "--head",
@@ -74,33 +73,19 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
             f"--dashboard-port={dashboard}",
             f"--temp-dir={ray_files}/head",
         ]
-        processes = [
-            ray_start(*head, "--dashboard-host=127.0.0.1", f"--ray-client-server-port={free_port()}"),
-            subprocess.Popen(
-                mlflow,
-                env=environment({"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            ),
-        ]
+        processes = [ray_start(*head, "--dashboard-host=127.0.0.1", f"--ray-client-server-port={free_port()}")]
         try:
+            mlflow.start()
             until(lambda: len(nodes(address)) == 1)
             processes.append(
                 ray_start(f"--address=127.0.0.1:{gcs}", f"--num-cpus={CPUS}", f"--temp-dir={ray_files}/node")
             )
-            until(lambda: sum(node.get("CPU", 0) for node in nodes(address)) == CPUS and listening(tracking))
-            env = {"RAY_AUTH_TOKEN": TOKEN, "MLFLOW_TRACKING_URI": server, "AWS_SECRET_ACCESS_KEY": PLANTED}
+            until(lambda: sum(node.get("CPU", 0) for node in nodes(address)) == CPUS)
+            env = {"RAY_AUTH_TOKEN": TOKEN, "MLFLOW_TRACKING_URI": mlflow.uri, "AWS_SECRET_ACCESS_KEY": PLANTED}
             yield Platform(address, {**env, "CCA_STORAGE": str(folder / "storage")}, Path(ray_files))
         finally:
+            mlflow.kill()
             end(processes)
-
-
-def listening(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=5).close()
-    except OSError:
-        return False
-    return True
 
 
 def nodes(address: str) -> list[dict[str, float]]:
