@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,7 +24,7 @@ from deploy import proxy, tracing
 from deploy.access import OPEN
 from deploy.audit import AuditLog
 from deploy.keys import VARIABLE, KeyRing
-from deploy.release import deploy, serve_config, wait_running
+from deploy.release import EVERYWHERE, ServiceConfig, deploy, serve_config, wait_running
 from deploy.versions import pin
 
 START_S = 240.0
@@ -33,36 +34,27 @@ OBJECT_STORE_BYTES = 256 * 1024**2
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def serve_here(
-    model: str,
-    *,
-    host: str,
-    port: int,
-    min_replicas: int,
-    max_replicas: int,
-    tracking_uri: str,
-    keys: str,
-    audit: str,
-    say: Callable[[str], None],
-) -> None:
+def serve_here(model: str, service: ServiceConfig, say: Callable[[str], None]) -> None:
     """Pin the model, start Ray with its dashboard, deploy, and stay until a signal ends it.
 
     ConfigError, before Ray starts, where the port is taken, a file cannot be used or there is no such model.
     """
-    check_port(host, port)
-    check_replicas(min_replicas, max_replicas)
+    check_port(service.host, service.port)
     # Replicas run elsewhere.
-    keys, audit = (str(Path(file).absolute()) if file else "" for file in (keys, audit))
+    keys, audit = (str(Path(file).absolute()) if file else "" for file in (service.keys, service.audit))
+    service = replace(service, keys=keys, audit=audit)
     ring = KeyRing(keys)
     AuditLog(audit)
-    pinned = pin(model, tracking_uri)
+    pinned = pin(model, service.tracking_uri)
     # Workers import this package from where the command runs, installed or not.
     root = str(Path(__file__).parents[1])
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     os.environ.setdefault(proxy.VARIABLE, proxy.CALLBACK)
     tracing.switch_on()
-    cpus_per_replica = max(1, (os.cpu_count() or 1) // max_replicas)
-    cpus = cpus_per_replica * (max_replicas + 1) + 1  # as Ray counts: with a canary's generator, and the ingress
+    cpus_per_replica = max(1, (os.cpu_count() or 1) // service.max_replicas)
+    cpus = (
+        cpus_per_replica * (service.max_replicas + 1) + 1
+    )  # as Ray counts: with a canary, and the ingress
     try:
         _on_signals(_interrupt)
         context = ray.init(
@@ -77,20 +69,10 @@ def serve_here(
         address = f"http://{context.dashboard_url}"
         say(OPEN if ring.open else f"keys: {keys or VARIABLE}")
         say(f"starting {pinned} (Ray dashboard {address})")
-        config = serve_config(
-            pinned,
-            tracking_uri=tracking_uri,
-            host=host,
-            port=port,
-            min_replicas=min_replicas,
-            max_replicas=max_replicas,
-            cpus_per_replica=cpus_per_replica,
-            keys=keys,
-            audit=audit,
-        )
-        deploy(address, config)
+        deploy(address, serve_config(pinned, service, cpus_per_replica=cpus_per_replica))
         wait_running(address, timeout_s=START_S, say=say)
-        api = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"  # noqa: S104
+        host = "127.0.0.1" if service.host in EVERYWHERE else service.host
+        api = f"http://{host}:{service.port}"
         served = first_answer(f"{api}/readyz", timeout_s=START_S).get("model", pinned)
         say(f"ready: {api}/v1 serves {served}  (Ctrl-C ends it). Try:")
         headers = "-H 'content-type: application/json'" + ("" if ring.open else " -H 'authorization: Bearer KEY'")
@@ -105,15 +87,6 @@ def serve_here(
         if ray.is_initialized():
             serve.shutdown()
             ray.shutdown()
-
-
-def check_replicas(low: int, high: int) -> None:
-    """ConfigError where there cannot be so many generators."""
-    if not 0 <= low <= high or high < 1:
-        raise ConfigError(
-            f"--min-replicas {low} to --max-replicas {high} is no range: the first is 0 or more, the second at least 1 "
-            "and at least the first"
-        )
 
 
 def check_port(host: str, port: int) -> None:

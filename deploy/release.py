@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,27 +25,41 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104
 
 
-def serve_config(
-    model: str,
-    *,
-    tracking_uri: str,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    min_replicas: int = 1,
-    max_replicas: int = 2,
-    cpus_per_replica: int = 1,
-    keys: str = "",
-    audit: str = "",
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class ServiceConfig:
+    """How a model is served: where it listens, with how many generators, and the files of its ingress.
+
+    ConfigError where there cannot be so many generators.
+    """
+
+    #: MLflow's store, for a registered model.
+    tracking_uri: str
+    host: str = "127.0.0.1"
+    port: int = 8000
+    min_replicas: int = 1
+    max_replicas: int = 2
+    keys: str = ""
+    audit: str = ""
+
+    def __post_init__(self) -> None:
+        low, high = self.min_replicas, self.max_replicas
+        if not 0 <= low <= high or high < 1:
+            raise ConfigError(
+                f"--min-replicas {low} to --max-replicas {high} is no range: the first is 0 or more, the second at "
+                "least 1 and at least the first"
+            )
+
+
+def serve_config(model: str, service: ServiceConfig, *, cpus_per_replica: int = 1) -> dict[str, Any]:
     """deploy/serve.yaml with the pinned model, the address, the replicas and the ingress's files filled in."""
     config = yaml.safe_load((files("deploy") / "serve.yaml").read_text())
-    config["http_options"] |= {"host": host, "port": port}
-    ingress = {"keys": keys, "audit": audit, "scale_to_zero": min_replicas == 0}
+    config["http_options"] |= {"host": service.host, "port": service.port}
+    ingress = {"keys": service.keys, "audit": service.audit, "scale_to_zero": service.min_replicas == 0}
     deployment(config, "Ingress")["user_config"] = ingress
     generator = deployment(config, "Generator")
-    generator["user_config"] = {"model": model, "tracking_uri": tracking_uri}
-    generator["autoscaling_config"] |= {"min_replicas": min_replicas, "max_replicas": max_replicas}
-    if min_replicas == 0:
+    generator["user_config"] = {"model": model, "tracking_uri": service.tracking_uri}
+    generator["autoscaling_config"] |= {"min_replicas": service.min_replicas, "max_replicas": service.max_replicas}
+    if service.min_replicas == 0:
         generator["autoscaling_config"]["initial_replicas"] = 1  # whether the model loads is known at the start
     generator["ray_actor_options"]["num_cpus"] = cpus_per_replica
     return config

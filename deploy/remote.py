@@ -5,45 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cca_core.config import ConfigError
-from deploy.local import START_S, check_replicas, first_answer
-from deploy.release import api_of, deploy, serve_config, wait_running
+from deploy.local import START_S, first_answer
+from deploy.release import ServiceConfig, api_of, deploy, serve_config, wait_running
 from deploy.versions import REGISTERED, pin
 
 
-def serve_there(
-    address: str,
-    model: str,
-    *,
-    host: str,
-    port: int,
-    min_replicas: int,
-    max_replicas: int,
-    tracking_uri: str,
-    keys: str,
-    audit: str,
-    say: Callable[[str], None],
-) -> None:
+def serve_there(model: str, service: ServiceConfig, say: Callable[[str], None], *, address: str) -> None:
     """Pin the model and deploy it to the cluster whose dashboard is at ``address``; return once it answers.
 
-    The nodes have this project installed, reach ``tracking_uri``, and hold the files that are named.
+    The nodes have this project installed, reach the tracking URI, and hold the files that are named.
     """
-    check_replicas(min_replicas, max_replicas)
-    if model.startswith(REGISTERED) and not tracking_uri.startswith(("http://", "https://")):
+    if model.startswith(REGISTERED) and not service.tracking_uri.startswith(("http://", "https://")):
         raise ConfigError(
             "generators of a cluster read the model from an MLflow server: set MLFLOW_TRACKING_URI to its address, "
             "such as http://HOST:5000"
         )
-    pinned = pin(model, tracking_uri)
-    config = serve_config(
-        pinned,
-        tracking_uri=tracking_uri,
-        host=host,
-        port=port,
-        min_replicas=min_replicas,
-        max_replicas=max_replicas,
-        keys=keys,
-        audit=audit,
-    )
+    pinned = pin(model, service.tracking_uri)
+    config = serve_config(pinned, service)
     say(f"starting {pinned} on {address}")
     deploy(address, config)
     wait_running(address, timeout_s=START_S, say=say)

@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 import warnings
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -284,20 +283,22 @@ def serve(
 ) -> None:
     """Serve a model over the OpenAI Images API: on this machine until Ctrl-C, or on a Ray cluster."""
     from deploy.local import serve_here
+    from deploy.release import ServiceConfig
     from deploy.remote import serve_there
 
-    begin = partial(serve_there, address) if address else serve_here
-    begin(
-        model,
+    service = ServiceConfig(
+        tracking_uri=Settings().resolved_tracking_uri,
         host=host,
         port=port,
         min_replicas=min_replicas,
         max_replicas=max_replicas,
-        tracking_uri=Settings().resolved_tracking_uri,
         keys=keys,
         audit=audit,
-        say=_say,
     )
+    if address:
+        serve_there(model, service, _say, address=address)
+    else:
+        serve_here(model, service, _say)
 
 
 @app.command()

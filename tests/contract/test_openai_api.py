@@ -13,7 +13,7 @@ from ray.serve.schema import ServeDeploySchema
 from cca_core.config import ConfigError
 from deploy.api import MAX_IMAGES, MAX_SEED, ApiError, class_index, enlargement, parse
 from deploy.local import check_port
-from deploy.release import serve_config
+from deploy.release import ServiceConfig, serve_config
 from deploy.versions import fetched, pin
 
 DEFAULTS = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "cfg_scale": 1.5, "cfg_interval": -1}
@@ -84,7 +84,8 @@ def test_the_serve_configuration_is_valid_and_pins_a_version() -> None:
         generator.max_queued_requests
         < next(d for d in application.deployments if d is not generator).max_ongoing_requests
     )
-    for made in (config, serve_config("models:/a/7", tracking_uri="", max_replicas=3, cpus_per_replica=2)):
+    three = ServiceConfig(tracking_uri="", max_replicas=3)
+    for made in (config, serve_config("models:/a/7", three, cpus_per_replica=2)):
         ServeDeploySchema.model_validate(made)
         (user_config,) = (d["user_config"] for d in made["applications"][0]["deployments"] if d["name"] == "Generator")
         assert "@" not in user_config["model"]

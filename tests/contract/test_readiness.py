@@ -14,9 +14,8 @@ from ray.serve.schema import DeploymentStatus, ServeDeploySchema
 from cca_core.config import ConfigError
 from deploy import readiness as readiness_module
 from deploy.access import Access
-from deploy.local import serve_here
 from deploy.readiness import Readiness
-from deploy.release import serve_config
+from deploy.release import ServiceConfig, serve_config
 from deploy.routes import http_api
 from tests.fake_generator import VERSION, FakeGenerator, asking_of, fleet
 
@@ -82,7 +81,7 @@ def test_a_controller_that_does_not_answer_is_503_and_holds_one_thread(monkeypat
 
 
 def deployments(**replicas: int) -> dict[str, dict[str, Any]]:
-    config = serve_config("models:/a/7", tracking_uri="", **replicas)
+    config = serve_config("models:/a/7", ServiceConfig(tracking_uri="", **replicas))
     ServeDeploySchema.model_validate(config)
     return {one["name"]: one for one in config["applications"][0]["deployments"]}
 
@@ -99,6 +98,5 @@ def test_the_configuration_of_a_service_that_scales_to_zero_begins_with_one():
 
 @pytest.mark.parametrize(("least", "most"), [(-1, 2), (3, 2), (0, 0)])
 def test_replicas_that_are_no_range_are_said(least, most):
-    about = {"host": "127.0.0.1", "port": 1024, "tracking_uri": "", "keys": "", "audit": "", "say": print}
     with pytest.raises(ConfigError, match=f"--min-replicas {least} to --max-replicas {most} is no range"):
-        serve_here("models:/a/1", min_replicas=least, max_replicas=most, **about)
+        ServiceConfig(tracking_uri="", min_replicas=least, max_replicas=most)
