@@ -52,9 +52,7 @@ def serve_here(model: str, service: ServiceConfig, say: Callable[[str], None]) -
     os.environ.setdefault(proxy.VARIABLE, proxy.CALLBACK)
     tracing.switch_on()
     cpus_per_replica = max(1, (os.cpu_count() or 1) // service.max_replicas)
-    cpus = (
-        cpus_per_replica * (service.max_replicas + 1) + 1
-    )  # as Ray counts: with a canary, and the ingress
+    cpus = cpus_per_replica * (service.max_replicas + 1) + 1  # as Ray counts: with a canary, and the ingress
     try:
         _on_signals(_interrupt)
         context = ray.init(
