@@ -201,7 +201,8 @@ class Observed(RayExecutor):
         self.thread.start()
 
     def _note(self, record: dict[str, float]) -> None:
-        self.steps.append(int(record["step"]))
+        if "loss" in record:  # not one of an evaluation between two steps
+            self.steps.append(int(record["step"]))
 
     def _align(self) -> None:
         try:
