@@ -135,7 +135,10 @@ def set_model(address: str, model: str, *, timeout_s: float = 180) -> None:
 def wait_running(
     address: str, application: str = APPLICATION, *, timeout_s: float, say: Callable[[str], None] = lambda _: None
 ) -> None:
-    """Poll until an application runs; ConfigError with its own message where it fails or takes too long."""
+    """Poll until an application runs; ConfigError with its own message where it fails or takes too long.
+
+    An unhealthy one has lost a replica, which Serve replaces: that alone is no failure.
+    """
     deadline = time.monotonic() + timeout_s
     told = ""
     while True:
@@ -145,7 +148,7 @@ def wait_running(
             return
         reasons = [d.get("message", "") for d in found.get("deployments", {}).values() if d.get("message")]
         last = (reasons or [message])[0].strip().splitlines()
-        if status in ("DEPLOY_FAILED", "UNHEALTHY"):
+        if status == "DEPLOY_FAILED":
             raise ConfigError(f"the service did not start: {last[-1] if last else status}")
         if status != told:
             say(f"service: {status.lower()}")
