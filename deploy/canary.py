@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import time
 import urllib.request
 from collections.abc import Callable
@@ -35,7 +36,10 @@ def begin(address: str, model: str, share: float) -> None:
     generator = copy.deepcopy(deployment(config, "Generator"))
     generator["user_config"]["model"] = model
     if scaling := generator.get("autoscaling_config"):
-        scaling["min_replicas"] = max(1, scaling.get("min_replicas", 1))  # on trial it does not go to sleep
+        # It does not go to sleep on trial, and takes no generator's place: where one is lost, the freed room would be
+        # the canary's.
+        most = max(1, math.ceil(share * scaling["max_replicas"]))
+        scaling |= {"min_replicas": 1, "initial_replicas": 1, "max_replicas": most}
     trial = {**copy.deepcopy(application), "name": CANARY, "route_prefix": None, "deployments": [generator]}
     config["applications"].append({**trial, "import_path": "deploy.app:build_canary"})
     try:
