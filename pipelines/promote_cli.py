@@ -103,8 +103,8 @@ def follow(
             try:
                 champion = registry.alias(CHAMPION)
                 if champion is not None and champion.version != seen:
-                    if _released(settings.serve_address, f"models:/{registry.name}/{champion.version}") and seen:
-                        registry.set_alias(PREVIOUS, seen)
+                    if before := _replaced(settings.serve_address, f"models:/{registry.name}/", champion.version):
+                        registry.set_alias(PREVIOUS, before)
                     seen = champion.version
             except (ConfigError, *ERRORS) as error:
                 _say(f"no look at the registry and the service: {str(error).splitlines()[0]}")
@@ -113,19 +113,23 @@ def follow(
         return
 
 
-def _released(address: str, model: str) -> bool:
-    """Roll a model out where another is served; ConfigError where the service does not answer."""
+def _replaced(address: str, name: str, version: str) -> str:
+    """Roll a version of ``name`` (models:/NAME/) out where another is served; the version it has replaced, or nothing.
+
+    ConfigError where the service does not answer.
+    """
     from deploy.release import deployment, present
     from pipelines.stages.release import release
 
-    if deployment(present(address), "Generator")["user_config"]["model"] == model:
-        return False
+    before = str(deployment(present(address), "Generator")["user_config"]["model"])
+    if before == name + version:
+        return ""
     try:
-        _say(release(address, model))
+        _say(release(address, name + version))
     except ConfigError as error:
         _say(f"the registry's champion is not served: {error}")
-        return False
-    return True
+        return ""
+    return before.removeprefix(name) if before.startswith(name) else ""
 
 
 def _try(address: str, model: str, share: float, requests: int) -> None:

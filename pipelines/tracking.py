@@ -95,7 +95,7 @@ class Tracker:
         except ERRORS as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(
-                f"the MLflow server {self.uri} does not answer ({reason[:200]}): start it, or unset "
+                f"the MLflow server {self.server} does not answer ({reason[:200]}): start it, or unset "
                 f"MLFLOW_TRACKING_URI "
                 "to use a local file"
             ) from error

@@ -84,6 +84,7 @@ def test_who_follows_the_registry_rolls_out_what_becomes_champion_there(service,
         registry.set_alias("champion", "2")  # as the MLflow UI does
         follower.wait_line(f"models:/{NAME}/2 rolled out")
         assert service.served() == f"{NAME}/2"
+        assert until(lambda: registry.alias("previous").version == "1"), "not 3, which was never served"
         registry.set_alias("champion", "1")
         follower.wait_line(f"models:/{NAME}/1 rolled out")
         assert service.served() == f"{NAME}/1"
