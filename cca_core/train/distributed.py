@@ -113,6 +113,12 @@ class Parallel:
         for block in self.model.blocks():
             block.__dict__.pop("forward", None)
 
+    def close(self) -> None:
+        """Leave the model as it was given. DDP must go before the process group does: as its last holder it would wait
+        for gloo's threads without giving up the GIL, which they need to end."""
+        self.unwrap_blocks()
+        self.wrapped = None
+
 
 def full_state_dict(model: ARImageModel) -> dict[str, Tensor]:
     """The whole weights on the host, on rank 0 alone where they are sharded. Called by all ranks."""

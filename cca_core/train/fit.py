@@ -92,7 +92,7 @@ def fit(
         finally:
             if states:
                 states.wait()
-            parallel.unwrap_blocks()
+            parallel.close()
             model.set_dropout(0.0)
             model.eval()
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from cca_core.config import ExecutionConfig, OptimConfig
 from cca_core.dataset import TokenDataset
@@ -86,6 +88,18 @@ def test_without_clipping_a_bad_gradient_is_refused_too(dataset, alone, random_l
     with pytest.raises(NonFiniteError, match="step 1:"):
         train(model, batches_of(dataset), alone, objective=BadAt(0), optim=OptimConfig(lr=1.0, clip_norm=0.0))
     assert same(model, before)
+
+
+def test_a_run_that_fails_leaves_no_ddp_behind_in_its_traceback(dataset, alone, random_llamagen):
+    """It would be the process group's last holder, and hang (Parallel.close)."""
+
+    def fail(record: dict[str, float]) -> None:
+        raise KeyError(record["step"])
+
+    with pytest.raises(KeyError) as held:
+        train(random_llamagen(), batches_of(dataset), alone, on_log=fail)
+    assert held.traceback
+    assert not [found for found in gc.get_objects() if type(found) is DistributedDataParallel]
 
 
 def test_steps_epochs_and_learning_rates_of_the_curve(dataset, alone, random_llamagen):

@@ -169,7 +169,8 @@ def test_the_peak_of_two_steps_is_the_sum_of_the_parts(make, size, checkpointing
     model, options = make(), StepOptions(dropout=False, checkpointing=checkpointing)
     spec, optim, objective = model.spec, OptimConfig(lr=1e-4), alignment_objective(AlignConfig())
     with world(torch.device("cpu")) as alone, LiveBytes(model.parameters()) as measured:
-        wrapped = Parallel(model, alone, ExecutionConfig(activation_checkpointing=checkpointing)).wrapped.train()
+        parallel = Parallel(model, alone, ExecutionConfig(activation_checkpointing=checkpointing))
+        parallel.wrapped.train()
         optimizer = build_optimizer(model, optim)
         for _ in range(2):
             for _ in range(2):
@@ -183,10 +184,11 @@ def test_the_peak_of_two_steps_is_the_sum_of_the_parts(make, size, checkpointing
                     ref_pos_B=torch.zeros(size),
                     ref_neg_B=torch.zeros(size),
                 )
-                objective.step(wrapped, batch).loss_sum.backward()
+                objective.step(parallel, batch).loss_sum.backward()
             clip_gradients(model, optim)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        parallel.close()
     estimate = step_memory(model, options, micro_batch_size=size).total_bytes - OVERHEAD_BYTES
     # Logits and one block's activations are not there at once, which the estimate leaves out of account.
     assert measured.peak <= estimate <= (1.4 if checkpointing else 1.15) * measured.peak
