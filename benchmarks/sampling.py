@@ -6,9 +6,9 @@ guided sampling, in images/s.
 
 Random weights in the shape of the released LlamaGen-B at 256 px and of the embedded default: speed does not depend on
 their values. The official loop is written plainly: a KV cache of full length that is read as a whole at every step
-under a mask, PyTorch's linear layers, a sample drawn by multinomial. Lines take turns, --repeats times, and the medians
-count. Tokens only; image decoding by a decoder in the shape of VQ-16 is timed by itself and added for the end to end
-ratio.
+under a mask, PyTorch's linear layers, a sample drawn by multinomial. On the same backend means that both loops have
+the same linear layers. Lines take turns, --repeats times, and the medians count. Tokens only; image decoding by a
+decoder in the shape of VQ-16 is timed by itself and added for the end to end ratio.
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ from cca_core.models import family
 from cca_core.models.llamagen import slots
 from cca_core.models.llamagen.network import LlamaGen, LlamaGenSpec, rotate
 from cca_core.models.llamagen.tokenizer import VQTokenizer
+from cca_core.models.packed import Linear, packed_linear
 
 GOAL_ALL_IN, GOAL_SAME_BACKEND, GOAL_FREE = 3.5, 1.5, 1.9
-BATCHES = {"B": (4, 16), "digits": (4, 16)}
+BATCHES = {"B": (4, 16), "digits": (4, 16, 64, 256)}
 #: Images at once that are tried for the best batch of each kind of sampling.
-BEST_OF = {"B": (16, 64), "digits": (64, 256)}
+BEST_OF = {"B": (16, 64), "digits": (256, 1024)}
 GUIDED = Sampling(cfg_scale=2.0)
+OFFICIAL, ENGINE = "official loop", "engine"
 
 
 def build(shape: str) -> LlamaGen:
@@ -62,10 +64,15 @@ def build(shape: str) -> LlamaGen:
 
 
 class OfficialLoop:
-    """Guidance-free sampling as the official code does it, on the modules of the model."""
+    """Guidance-free sampling as the official code does it, on the modules of the model; ``packed_for`` that many rows,
+    with the engine's linear layers."""
 
-    def __init__(self, model: LlamaGen) -> None:
+    def __init__(self, model: LlamaGen, packed_for: int = 0) -> None:
         self.model = model
+        linears = [part for part in model.modules() if isinstance(part, nn.Linear)]
+        self.maps: dict[nn.Linear, Linear] = {
+            part: packed_linear(part, rows=packed_for) if packed_for else part for part in linears
+        }
         length = model.spec.num_tokens
         self.mask = torch.tril(torch.ones(length, length, dtype=torch.bool))
 
@@ -80,22 +87,22 @@ class OfficialLoop:
             table = model.rotary[position : position + 1]
             for layer, (keys, values) in zip(model.layers, caches, strict=True):
                 x = self._block(layer, x, table, keys, values, position)
-            probs = (model.output(model.norm(x))[:, -1].float()).softmax(-1)
+            probs = (self.maps[model.output](model.norm(x))[:, -1].float()).softmax(-1)
             drawn.append(torch.multinomial(probs, 1))
             x = model.tok_embeddings(drawn[-1])
         return torch.cat(drawn, dim=1)
 
     def _block(self, layer: nn.Module, x: Tensor, table: Tensor, keys: Tensor, values: Tensor, position: int) -> Tensor:
-        heads = self.model.spec.num_heads
-        q, k, v = layer.attention.wqkv(layer.attention_norm(x)).chunk(3, dim=-1)
+        heads, maps, ffn = self.model.spec.num_heads, self.maps, layer.feed_forward
+        q, k, v = maps[layer.attention.wqkv](layer.attention_norm(x)).chunk(3, dim=-1)
         q, k, v = (part.unflatten(-1, (heads, -1)) for part in (q, k, v))
         q, k, v = (part.transpose(1, 2) for part in (rotate(q, table), rotate(k, table), v))
         keys[:, :, position : position + 1] = k
         values[:, :, position : position + 1] = v
         out = F.scaled_dot_product_attention(q, keys, values, attn_mask=self.mask[None, None, position : position + 1])
-        x = x + layer.attention.wo(out.transpose(1, 2).flatten(2))
+        x = x + maps[layer.attention.wo](out.transpose(1, 2).flatten(2))
         hidden = layer.ffn_norm(x)
-        return x + layer.feed_forward.w2(F.silu(layer.feed_forward.w1(hidden)) * layer.feed_forward.w3(hidden))
+        return x + maps[ffn.w2](F.silu(maps[ffn.w1](hidden)) * maps[ffn.w3](hidden))
 
 
 def same_backend(*maps: nn.Linear, rows: int) -> Callable[[Tensor], Tensor]:
@@ -123,6 +130,7 @@ def against_official(shape: str, repeats: int) -> None:
     half = build(shape).to(torch.bfloat16)
     print(f"\n## {shape}: the engine against the official loop, guidance-free, tokens only\n")
     print("| images at once | line | seconds | images/s | times official |\n| ---: | --- | ---: | ---: | ---: |")
+    against: list[str] = []
     for batch in BATCHES[shape]:
         classes, seeds = torch.arange(batch) % model.spec.num_classes, torch.arange(batch)
 
@@ -135,18 +143,22 @@ def against_official(shape: str, repeats: int) -> None:
         ) -> Callable[[], object]:
             return lambda: generate(model, classes, Sampling(), seeds, batch_size=batch)
 
-        found = medians(
-            {
-                "official loop": lambda classes=classes: official(classes),
-                "engine, same backend: the filled part of the cache, inverse CDF": plain,
-                "engine, packed linear layers": packed(model),
-                "engine, all in: packed linear layers, bfloat16": packed(half),
-            },
-            repeats,
-        )
-        first = next(iter(found.values()))
+        official_packed = OfficialLoop(model, packed_for=batch)
+        lines = {
+            OFFICIAL: lambda classes=classes: official(classes),
+            f"{OFFICIAL}, packed linear layers": lambda classes=classes, loop=official_packed: loop(classes),
+            f"{ENGINE}, PyTorch's linear layers": plain,
+            f"{ENGINE}, packed linear layers": packed(model),
+            f"{ENGINE}, all in: packed linear layers, bfloat16": packed(half),
+        }
+        found = medians(lines, repeats)
+        first = found[OFFICIAL]
         for name, seconds in found.items():
             print(f"| {batch} | {name} | {seconds:.2f} | {batch / seconds:.2f} | {first / seconds:.2f} |", flush=True)
+        same = [found[f"{OFFICIAL}, packed linear layers"] / found[f"{ENGINE}, packed linear layers"]]
+        same.append(first / found[f"{ENGINE}, PyTorch's linear layers"])
+        against.append(f"{batch} at once, same backend: {same[0]:.2f} packed, {same[1]:.2f} PyTorch's linear layers.")
+    print("\n" + "\n".join(against))
 
 
 def free_against_guided(shape: str, repeats: int, decode_s: float) -> None:

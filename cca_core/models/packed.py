@@ -1,7 +1,8 @@
 """Reads weights in memory, writes nothing: linear maps for drawing, whose weights stay as they are for many calls.
 
-On a CPU wide ones are packed for oneDNN, in their own precision: at the few rows of a decode step that is faster than
-``F.linear``, which takes float32 to MKL (benchmarks/sampling.py). A call to oneDNN costs more, which narrow ones feel.
+On a CPU those with much to multiply are packed for oneDNN, in their own precision: at the rows of a decode step that is
+faster than ``F.linear``, which takes float32 to MKL (benchmarks/sampling.py). A call to oneDNN costs more, which small
+ones feel.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Linear = Callable[[Tensor], Tensor]
-#: Weights from which packing pays.
-MIN_WEIGHTS = 2**18
+#: Products of a call, weights times rows, from which packing pays.
+MIN_PRODUCTS = 2**20
 Made = TypeVar("Made")
 
 
 def packed_linear(*maps: nn.Linear, rows: int) -> Linear:
     """The outputs of linear maps of the same input (without a bias) side by side, for inputs of ``rows`` rows."""
     weight = maps[0].weight.detach() if len(maps) == 1 else torch.cat([part.weight.detach() for part in maps])
-    if weight.device.type == "cpu" and weight.numel() >= MIN_WEIGHTS and torch.backends.mkldnn.is_available():
+    if weight.device.type == "cpu" and rows * weight.numel() >= MIN_PRODUCTS and torch.backends.mkldnn.is_available():
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
         return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
     return lambda x: F.linear(x, weight)

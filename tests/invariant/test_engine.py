@@ -13,6 +13,7 @@ from cca_core.config import ConfigError
 from cca_core.generate import Engine, Sampling
 from cca_core.models import packed
 from cca_core.models.base import ARImageModel
+from cca_core.models.llamagen import attention
 from cca_core.models.llamagen import slots as llamagen_slots
 from cca_core.models.llamagen.network import LlamaGen
 from tests.unit.test_memory import small_var
@@ -29,8 +30,9 @@ SLOTS = 6
 
 @pytest.fixture(autouse=True)
 def as_wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pack the small models' weights as those of wide ones are."""
-    monkeypatch.setattr(packed, "MIN_WEIGHTS", 0)
+    """Pack the small models' weights and compile their attention as those of wide ones are."""
+    monkeypatch.setattr(packed, "MIN_PRODUCTS", 0)
+    monkeypatch.setattr(attention, "MIN_CACHED", 0)
 
 
 @pytest.fixture(scope="module")
@@ -207,3 +209,28 @@ def test_packed_maps_are_the_maps(random_llamagen):
     both = packed.packed_linear(block.w1, block.w3, rows=4)(x)
     expected = torch.cat([block.w1(x), block.w3(x)], dim=-1)
     torch.testing.assert_close(both, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("heads", "cached"), [(4, 4), (8, 2), (2, 1)])
+def test_compiled_attention_is_attention_and_the_same_bits_for_fewer_rows(heads, cached):
+    generator = torch.Generator().manual_seed(0)
+
+    def some(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(torch.bfloat16)
+
+    # As the engine hands them over: parts of the cache, queries transposed.
+    q, keys, values = some(5, 1, heads, 32).transpose(1, 2), some(5, cached, 100, 32), some(5, cached, 100, 32)
+    assert attention.compiles(keys)
+    for length in (7, 64, 100):
+        unseen = torch.arange(length) > torch.tensor([1, 3, 6, 5, 2])[:, None, None, None]
+        mask = torch.zeros(unseen.shape, dtype=torch.bfloat16).masked_fill_(unseen, -torch.inf)
+
+        def attend(rows: slice, *, compiled: bool, length: int = length, mask: Tensor = mask) -> Tensor:
+            return attention.attend(
+                q[rows], keys[rows, :, :length], values[rows, :, :length], mask[rows], compiled=compiled
+            )
+
+        whole = attend(slice(5), compiled=True)
+        torch.testing.assert_close(whole, attend(slice(5), compiled=False), rtol=0.02, atol=0.02)
+        for rows in (slice(0, 1), slice(4, 5), slice(1, 4)):
+            assert torch.equal(attend(rows, compiled=True), whole[rows])

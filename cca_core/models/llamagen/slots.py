@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cca_core.models.base import Captions, ClassIds, SlotDecoder
-from cca_core.models.llamagen.network import LlamaGen, rotate
+from cca_core.models.llamagen.attention import attend, compiles
+from cca_core.models.llamagen.network import LlamaGen
 from cca_core.models.packed import Linear, PackedOnce, packed_linear
 
 #: Attention reads the cache up to the next multiple of this. What is read depends on a row's own position alone, so
@@ -64,6 +65,7 @@ class LlamaGenSlots(SlotDecoder):
         # Zeros, not whatever lies in memory: what is masked is multiplied by 0, and NaN would stay.
         self.keys = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
         self.values = torch.zeros_like(self.keys)
+        self.compiled = compiles(self.keys[0])
         self.positions = [-1] * num_slots
         self.embedded_SC = torch.zeros(num_slots, spec.dim, dtype=weight.dtype, device=weight.device)
         self.rows_S = torch.arange(num_slots, device=weight.device)
@@ -109,13 +111,7 @@ class LlamaGenSlots(SlotDecoder):
         values[self.rows_S, :, at_S] = v[:, 0]
         q = q.transpose(1, 2)
         parts = [
-            F.scaled_dot_product_attention(
-                q[rows],
-                keys[rows, :, :stop],
-                values[rows, :, :stop],
-                attn_mask=mask,
-                enable_gqa=spec.num_kv_heads != spec.num_heads,
-            )
+            attend(q[rows], keys[rows, :, :stop], values[rows, :, :stop], mask, compiled=self.compiled)
             for rows, stop, mask in runs
         ]
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -141,5 +137,8 @@ class LlamaGenSlots(SlotDecoder):
 
 
 def _rotate_rows(x_S1HD: Tensor, table_S: Tensor) -> Tensor:
-    """``rotate``, where each row has the angles of its own position: float32 [S, D/2, 2]."""
-    return rotate(x_S1HD.transpose(0, 1), table_S).transpose(0, 1)
+    """``rotate``, where each row has the angles of its own position: float32 [S, D/2, 2]. Pairs as complex numbers: one
+    product instead of ten small operations."""
+    pairs = torch.view_as_complex(x_S1HD.float().unflatten(-1, (-1, 2)))
+    turned = pairs * torch.view_as_complex(table_S)[:, None, None]
+    return torch.view_as_real(turned).flatten(-2).type_as(x_S1HD)
