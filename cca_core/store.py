@@ -51,8 +51,8 @@ class Store:
         self.uri = root.rstrip("/") if "://" in root else str(Path(root).absolute())
         self.fs, self.root = fsspec.url_to_fs(self.uri)
 
-    def check_writable(self) -> None:
-        """Write and remove a file; ConfigError says what to do where that fails."""
+    def check_writable(self, more: str = "") -> None:
+        """Write and remove a file; ConfigError says what to do where that fails, and ``more``."""
         probe = f"{self.root}/.write-check-{uuid.uuid4().hex}"
         try:
             if isinstance(self.fs, LocalFileSystem):  # s3fs would make a bucket of a misspelt name
@@ -62,7 +62,7 @@ class Store:
         except Exception as error:  # botocore's own: no credentials, no server
             raise ConfigError(
                 f"cannot write to the storage {self.uri} ({error}): set CCA_STORAGE to a folder or s3:// prefix "
-                f"you may write to"
+                f"you may write to, and for S3 a key that is valid{more}"
             ) from error
 
     def directory(self, stage: str, digest: str) -> StageDirectory:

@@ -76,8 +76,15 @@ class RunLock:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        if not self.lost and self.store.fs.exists(self._path(self.generation)):
-            self.store.fs.rm_file(self._path(self.generation))
+        if self.lost:
+            return
+        try:
+            if self.store.fs.exists(self._path(self.generation)):
+                self.store.fs.rm_file(self._path(self.generation))
+        except Exception:
+            # It must not hide what ended the run; the lock of a driver that is gone counts no more.
+            if value is None:
+                raise
 
     def check(self) -> None:
         """Raise LockLostError if another driver took over."""

@@ -12,6 +12,7 @@ from aiohttp import ClientPayloadError
 from botocore.exceptions import ConnectionError as StoreConnectionError
 from botocore.exceptions import HTTPClientError
 from ray.exceptions import RayError, RayTaskError
+from ray.train import TrainingFailedError, WorkerGroupError
 
 from cca_core.config import ConfigError
 from cca_core.train.errors import NonFiniteError
@@ -98,3 +99,13 @@ def final_cause(error: BaseException) -> BaseException:
             found = inner.cause
         inner = getattr(inner, "cause", None) or inner.__cause__ or inner.__context__
     return found
+
+
+def training_error(error: TrainingFailedError) -> WorkerError:
+    """What the first worker raised, in a line, once Ray Train has tried again often enough; the whole as a note."""
+    failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
+    text = str(failures[min(failures)] if failures else error).strip() or type(error).__name__
+    lines = text.splitlines()
+    said = WorkerError(f"training failed: {lines[-1] if lines[0].startswith('Traceback') else lines[0]}")
+    said.add_note(text)
+    return said

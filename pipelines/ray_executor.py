@@ -9,14 +9,14 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import ray
 import torch
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.exceptions import RayError
-from ray.train import FailureConfig, RunConfig, ScalingConfig, get_preemption_info
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, get_preemption_info
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -27,7 +27,7 @@ from cca_core.store import Store
 from cca_core.train.distributed import GPU_BACKEND, pick_device, world
 from cca_core.train.fit import Hooks
 from cca_core.workers.ranges import RangeWorker
-from pipelines.ray_errors import FINAL_ERRORS, Guarded, final_cause, report_of
+from pipelines.ray_errors import FINAL_ERRORS, Guarded, final_cause, report_of, training_error
 from pipelines.sealed import environment, is_sealed
 from pipelines.tune import run_trials
 
@@ -154,8 +154,11 @@ class RayExecutor:
                 trainer.fit()
             except RayError as error:
                 errors.append(final_cause(error))
-        if self.store.fs.exists(f"{path}/{name}"):  # not where training never began: its own error is what counts
-            self.store.fs.rm(f"{path}/{name}", recursive=True)
+            except TrainingFailedError as error:
+                errors.append(training_error(error))
+        with suppress(Exception) if errors else nullcontext():  # a storage that is away must not hide what happened
+            if self.store.fs.exists(f"{path}/{name}"):  # not where training never began
+                self.store.fs.rm(f"{path}/{name}", recursive=True)
         if errors:
             raise errors[0]
 

@@ -27,7 +27,7 @@ from pipelines.finish import Finish
 from pipelines.lock import RunLock
 from pipelines.pilot import FULL, PILOT, PILOT_RUN, Expected, as_pilot, passed_pilot
 from pipelines.progress import Progress
-from pipelines.ray_errors import INFRASTRUCTURE_ERRORS
+from pipelines.ray_errors import INFRASTRUCTURE_ERRORS, WorkerError
 from pipelines.ray_executor import RayExecutor
 from pipelines.recipe import to_yaml
 from pipelines.report.texts import duration
@@ -300,7 +300,12 @@ class Workflow:
             before_sleep=announce,
             reraise=True,
         )
-        return retrying(self._limited, name, execution.stage_timeout_s)
+        try:
+            return retrying(self._limited, name, execution.stage_timeout_s)
+        except (*INFRASTRUCTURE_ERRORS, WorkerError):
+            # S3 answers some requests without a reason ("Bad Request" of a key that has expired); a write gets one.
+            self.plan.store.check_writable(" (what finished is kept, and the same command goes on from there)")
+            raise
 
     def _limited(self, name: str, timeout_s: float) -> Manifest:
         if self.context.directory(name).manifest() is None:

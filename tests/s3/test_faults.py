@@ -25,9 +25,9 @@ from cca_core.sources import open_source
 from cca_core.store import Store
 from pipelines.lock import RunLock
 from pipelines.ray_errors import INFRASTRUCTURE_ERRORS
-from tests.driver import TINY, cca
+from tests.driver import TINY, Driver, cca, until
 
-from .faulty_proxy import DROPS, ERRORS, KINDS, FaultyProxy, running_proxy
+from .faulty_proxy import DROPS, ERRORS, EXPIRED, KINDS, FaultyProxy, running_proxy
 from .swift_server import Endpoint
 
 #: Said of objects that are there, or are not ours: a lost request must not look like one of these.
@@ -214,3 +214,32 @@ def test_a_run_that_loses_requests_makes_the_same_tokens(store, proxy, tmp_path,
     assert len(rows) == 8 + 1
     assert tokens.keys() == expected.keys()
     assert {name: tokens[name] for name in rows} == {name: expected[name] for name in rows}
+
+
+def test_a_key_that_expires_in_the_middle_of_a_run_costs_nothing_but_the_same_command_again(store, proxy, tmp_path):
+    env = {"CCA_STORAGE": store.uri, "CCA_CACHE": str(tmp_path / "cache")}
+
+    def finished() -> dict[str, str]:
+        """ETags of finished stage directories by their paths."""
+        store.fs.invalidate_cache()
+        found = store.fs.find(store.root, detail=True)
+        whole = {path.rpartition("/")[0] for path in found if path.endswith("/_manifest.json")}
+        return {path: info["ETag"] for path, info in found.items() if path.rpartition("/")[0] in whole}
+
+    driver = Driver(tmp_path, env=env)
+    driver.wait_stage("align")
+    until(lambda: store.fs.invalidate_cache() or store.fs.glob(f"{store.root}/train_state/*/step-*"))
+    before = finished()
+    proxy.kinds, proxy.share = (EXPIRED,), 1.0
+    assert driver.finish() != 0
+    proxy.share = 0.0
+    assert proxy.faults.total() > 0
+    said = [line for line in driver.lines if line.startswith("error: ")]
+    assert len(said) == 1, driver.output
+    assert re.search("cannot write to the storage .*token has expired.*a key that is valid.*same command", said[0]), (
+        said[0]
+    )
+    assert "Traceback" not in driver.output
+    again = cca(tmp_path, "run", str(TINY), env=env)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert {path: tag for path, tag in finished().items() if path in before} == before
