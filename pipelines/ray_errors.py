@@ -104,8 +104,7 @@ def final_cause(error: BaseException) -> BaseException:
 def training_error(error: TrainingFailedError) -> WorkerError:
     """What the first worker raised, in a line, once Ray Train has tried again often enough; the whole as a note."""
     failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
-    text = str(failures[min(failures)] if failures else error).strip() or type(error).__name__
-    lines = text.splitlines()
-    said = WorkerError(f"training failed: {lines[-1] if lines[0].startswith('Traceback') else lines[0]}")
-    said.add_note(text)
+    first = failures[min(failures)] if failures else error
+    said = WorkerError(f"training failed: {type(first).__name__}: {str(first).strip().partition(chr(10))[0]}")
+    said.add_note(str(error))
     return said

@@ -116,6 +116,22 @@ def test_train_hands_on_what_a_rank_raised_and_its_records(executor):
     assert executor.records == [{"step": 1.0}]
 
 
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("bug", "training failed: KeyError: 'a bug'"),
+        ("store", "training failed: ConnectionResetError: the store went away"),
+        ("die", "training failed: "),
+    ],
+)
+def test_training_that_failed_says_why_in_a_line(executor, kind, says):
+    with pytest.raises(WorkerError) as caught:
+        executor.train(training, {"kind": kind})
+    assert str(caught.value).startswith(says)
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) > len("training failed: ")
+
+
 def unloadable() -> None:
     raise ImportError("not on this machine")
 
