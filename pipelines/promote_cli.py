@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -139,9 +140,10 @@ def _try(address: str, model: str, share: float, requests: int) -> None:
 
     _say(f"{model}: starting as a canary for {share:.3g} of the requests")
     begin(address, model, share)
+    _say(f"it answers, until {requests} requests have decided; Ctrl-C takes it away")
     reason = "it was stopped"
     try:
-        with console.status("") as line:
+        with suppress(KeyboardInterrupt), console.status("") as line:
             reason = watch(address, requests, lambda state: line.update(_state(state, requests)))
     finally:
         if reason:

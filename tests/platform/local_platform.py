@@ -62,6 +62,7 @@ class Platform:
     def user(self) -> dict[str, str]:
         """The variables that a user of the platform sets."""
         return {
+            "RAY_API_SERVER_ADDRESS": self.address,
             "RAY_AUTH_TOKEN": self.token,
             "RAY_AUTH_MODE": "token",
             "MLFLOW_TRACKING_URI": self.mlflow.uri,
@@ -235,7 +236,13 @@ def until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.2)
 
 
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background ignores the first
+        signal.signal(number, interrupt)
     with tempfile.TemporaryDirectory(prefix="cca-platform-") as folder, running_platform(Path(folder)) as platform:
         print(f"logs: {folder}\ncluster: {platform.address}\n")  # noqa: T201
         for name, value in platform.user.items():
