@@ -36,10 +36,9 @@ def attend(q_SH1D: Tensor, keys_SKLD: Tensor, values_SKLD: Tensor, mask_S11L: Te
     if not compiled:
         grouped = keys_SKLD.shape[1] != q_SH1D.shape[1]
         return F.scaled_dot_product_attention(q_SH1D, keys_SKLD, values_SKLD, attn_mask=mask_S11L, enable_gqa=grouped)
-    for tensor, length_dim in ((q_SH1D, None), (keys_SKLD, 2), (values_SKLD, 2), (mask_S11L, 3)):
-        for dim in (0, length_dim):
-            if dim is not None:  # unbacked: the same code for one row as for many
-                torch._dynamo.decorators.mark_unbacked(tensor, dim)
+    # The number of rows and the length are not compiled in: the same code for one row as for many.
+    for tensor, dims in ((q_SH1D, [0]), (keys_SKLD, [0, 2]), (values_SKLD, [0, 2]), (mask_S11L, [0, 3])):
+        torch._dynamo.decorators.mark_unbacked(tensor, dims)
     return _compiled()(q_SH1D, keys_SKLD, values_SKLD, mask_S11L)
 
 

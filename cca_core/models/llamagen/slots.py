@@ -138,7 +138,8 @@ class LlamaGenSlots(SlotDecoder):
 
 def _rotate_rows(x_S1HD: Tensor, table_S: Tensor) -> Tensor:
     """``rotate``, where each row has the angles of its own position: float32 [S, D/2, 2]. Pairs as complex numbers: one
-    product instead of ten small operations."""
+    product instead of ten small operations; training keeps those, since its blocks may be compiled, for which complex
+    numbers are foreign."""
     pairs = torch.view_as_complex(x_S1HD.float().unflatten(-1, (-1, 2)))
     turned = pairs * torch.view_as_complex(table_S)[:, None, None]
     return torch.view_as_real(turned).flatten(-2).type_as(x_S1HD)
