@@ -21,10 +21,9 @@ DROPS = ("closed", "reset")
 #: All headers and half the body of the answer to a GET, then the connection is closed or reset.
 CUTS = ("cut_closed", "cut_reset")
 KINDS = (*ERRORS, *DROPS, *CUTS)
-#: What S3 says of a session token whose time is over, by choice alone; the request is never done.
+#: What S3 says of a session token whose time is over, where ``kinds`` asks for it; the request is never done.
 EXPIRED = "expired"
-REFUSALS = {EXPIRED: (400, "ExpiredToken")}
-MESSAGES = {EXPIRED: "The provided token has expired."}
+ANSWERS = {**ERRORS, EXPIRED: (400, "ExpiredToken")}
 #: Of one connection, not of the message; the length of the body is told anew.
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade", "expect", "content-length"}
 
@@ -57,7 +56,7 @@ class FaultyProxy(ThreadingHTTPServer):
             when, kind = self._random.choice(("before", "after")), self._random.choice(self.kinds)
         if kind in CUTS:
             kind, when = (kind, "in") if method == "GET" else (DROPS[CUTS.index(kind)], when)
-        if kind in REFUSALS:
+        if kind == EXPIRED:
             when = "before"
         return (kind if happens else ""), when
 
@@ -85,9 +84,9 @@ class Handler(BaseHTTPRequestHandler):
             kind = ""  # nothing to cut
         if kind:
             self.server.count(f"{kind} {when} {self.command}")
-        if kind in ERRORS | REFUSALS:
-            (status, code), message = (ERRORS | REFUSALS)[kind], MESSAGES.get(kind, "injected")
-            xml = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
+        if kind in ANSWERS:
+            status, code = ANSWERS[kind]
+            xml = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{code}, injected</Message></Error>".encode()
             answer = (status, [("Content-Type", "application/xml"), ("Content-Length", str(len(xml)))], xml)
         if kind not in DROPS:
             self._answer(*answer, cut=kind in CUTS)

@@ -236,9 +236,7 @@ def test_a_key_that_expires_in_the_middle_of_a_run_costs_nothing_but_the_same_co
     assert proxy.faults.total() > 0
     said = [line for line in driver.lines if line.startswith("error: ")]
     assert len(said) == 1, driver.output
-    assert re.search("cannot write to the storage .*token has expired.*a key that is valid.*same command", said[0]), (
-        said[0]
-    )
+    assert re.search("cannot write to the storage .*ExpiredToken.*a key that is valid.*same command", said[0]), said[0]
     assert "Traceback" not in driver.output
     again = cca(tmp_path, "run", str(TINY), env=env)
     assert again.returncode == 0, again.stdout + again.stderr
