@@ -24,10 +24,17 @@ Made = TypeVar("Made")
 def packed_linear(*maps: nn.Linear, rows: int) -> Linear:
     """The outputs of linear maps of the same input (without a bias) side by side, for inputs of ``rows`` rows."""
     weight = maps[0].weight.detach() if len(maps) == 1 else torch.cat([part.weight.detach() for part in maps])
-    if weight.device.type == "cpu" and rows * weight.numel() >= MIN_PRODUCTS and torch.backends.mkldnn.is_available():
+    if _packs(weight) and rows * weight.numel() >= MIN_PRODUCTS:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
         return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
     return lambda x: F.linear(x, weight)
+
+
+def _packs(weight: Tensor) -> bool:
+    """Whether oneDNN multiplies in the weights' precision on this machine: bfloat16 needs AVX-512 or newer."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return weight.dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class PackedOnce:
