@@ -27,8 +27,9 @@ from cca_core.store import Store
 from cca_core.train.distributed import GPU_BACKEND, pick_device, world
 from cca_core.train.fit import Hooks
 from cca_core.workers.ranges import RangeWorker
+from deploy.cluster_token import cluster_token
 from pipelines.ray_errors import FINAL_ERRORS, Guarded, final_cause, report_of, training_error
-from pipelines.sealed import environment, is_sealed
+from pipelines.sealed import environment, is_sealed, runtime_env
 from pipelines.tune import run_trials
 
 #: What may lie between the pools of a stage, in units for each actor: enough that none waits, however many there are.
@@ -67,7 +68,7 @@ class RayExecutor:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 # The workers of a submitted run have the submission's environment already.
-                runtime_env={"env_vars": environment()} if self.address and not is_sealed() else None,
+                runtime_env=runtime_env(environment(), cluster_token()) if self.address and not is_sealed() else None,
                 **local,
             )
         signal.signal(signal.SIGTERM, stopped)  # Ray's own ends this process with a crash report

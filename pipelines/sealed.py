@@ -1,4 +1,4 @@
-"""Reads and writes the environment: settings and secrets of a submitted run on their way through a Ray cluster.
+"""Reads and writes the environment: settings and secrets of a run on their way through a Ray cluster.
 
 Ray's nodes write the environment of a job into their logs, and its dashboard shows it. So what travels is encrypted
 with the cluster's token, which every process of the cluster has and no log.
@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import os
+from typing import Any
 
 from cryptography.fernet import Fernet, InvalidToken
 
@@ -30,8 +31,16 @@ def seal(values: dict[str, str], token: str) -> str:
     return _box(token).encrypt(json.dumps(values).encode()).decode()
 
 
+def runtime_env(values: dict[str, str], token: str) -> dict[str, Any]:
+    """Ray's runtime environment, whose processes have ``values`` in their environment, and nobody else."""
+    return {
+        "worker_process_setup_hook": f"{unseal.__module__}.{unseal.__name__}",
+        "env_vars": {SEALED: seal(values, token)},
+    }
+
+
 def is_sealed() -> bool:
-    """Whether this process belongs to a submitted run."""
+    """Whether this process belongs to a run that was given its environment in this way."""
     return SEALED in os.environ
 
 

@@ -9,7 +9,6 @@ import shlex
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import cca_core
 import deploy
@@ -17,7 +16,7 @@ import pipelines
 from cca_core.config import ConfigError, Recipe
 from pipelines.cluster import RECIPE, Cluster
 from pipelines.recipe import built_in
-from pipelines.sealed import SEALED, environment, seal, unseal
+from pipelines.sealed import environment, runtime_env
 from pipelines.settings import Settings
 
 #: The package of a job stays in the memory of the head.
@@ -50,23 +49,16 @@ def submit(cluster: Cluster, recipe: Recipe, name_or_path: str, overrides: list[
         there = pack(recipe, name_or_path, Path(folder))
         values = (word for value in overrides for word in ("--set", value))
         command = shlex.join(["python", "-m", pipelines.__name__, "run", there, *values])
+        env = runtime_env({**environment(), "CCA_SUBMISSION": name}, cluster.token)
+        env["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] = str(STOP_S)
         cluster.client.submit_job(
             # In place of the shell, so that signals reach it. No CPU is asked for: the head may have none.
             entrypoint=f"exec {command}",
             submission_id=name,
             metadata={RECIPE: recipe.name},
-            runtime_env=runtime_env(folder, {**environment(), "CCA_SUBMISSION": name}, cluster.token),
+            runtime_env={**env, "working_dir": folder},
         )
     return name
-
-
-def runtime_env(folder: str, variables: dict[str, str], token: str) -> dict[str, Any]:
-    """What the run and its workers get: the folder to be in, and their environment, which only they can read."""
-    return {
-        "working_dir": folder,
-        "worker_process_setup_hook": f"{unseal.__module__}.{unseal.__name__}",
-        "env_vars": {SEALED: seal(variables, token), "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)},
-    }
 
 
 def pack(recipe: Recipe, name_or_path: str, folder: Path) -> str:

@@ -46,7 +46,7 @@ def cca(folder: Path, *arguments: str, env: dict[str, str] | None = None, timeou
 
 
 class Driver:
-    """A running `cca run` (or another verb) whose output can be waited for."""
+    """A running `cca run` (or another verb) whose output can be waited for; ``inside`` is a command that runs it."""
 
     def __init__(
         self,
@@ -55,11 +55,12 @@ class Driver:
         verb: tuple[str, ...] = ("run", str(TINY)),
         own_session: bool = False,
         env: dict[str, str] | None = None,
+        inside: tuple[str, ...] = (),
     ) -> None:
         self.lines: list[str] = []
         self.changed = threading.Condition()
         self.process = subprocess.Popen(
-            command(*verb, *arguments),
+            [*inside, *command(*verb, *arguments)],
             cwd=folder,
             env=environment(env),
             stdout=subprocess.PIPE,

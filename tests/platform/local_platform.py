@@ -29,6 +29,7 @@ import s3fs
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.mlflow_server import MlflowServer
+from tests.platform.isolated import HOME
 from tests.s3.swift_server import SWIFT_BIN, Endpoint, free_ports, running_swift
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,6 +60,11 @@ class Platform:
         return f"http://{HOST}:{self.dashboard_port}"
 
     @property
+    def gcs(self) -> str:
+        """Of the cluster itself: what RAY_ADDRESS takes on its nodes."""
+        return f"{HOST}:{self.gcs_port}"
+
+    @property
     def user(self) -> dict[str, str]:
         """The variables that a user of the platform sets."""
         return {
@@ -79,7 +85,7 @@ class Platform:
         until(lambda: answers(f"{self.address}/api/version", self.token), "the head")
 
     def start_node(self, name: str) -> None:
-        self._start(name, "--address", f"{HOST}:{self.gcs_port}", "--num-cpus", str(NODE_CPUS))
+        self._start(name, "--address", self.gcs, "--num-cpus", str(NODE_CPUS))
 
     def alive(self) -> int:
         """Nodes that the head knows and hears from."""
@@ -93,6 +99,14 @@ class Platform:
         process = self.nodes.pop(name)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+    def inside(self, node: str) -> tuple[str, ...]:
+        """The command that runs another one on a node, in the home there."""
+        return ("nsenter", f"--mount=/proc/{self.nodes[node].pid}/ns/mnt", "env", f"--chdir={HOME}")
+
+    def files(self, node: str) -> Path:
+        """The temporary files of a node, Ray's logs among them."""
+        return Path(f"/proc/{self.nodes[node].pid}/root/tmp")
 
     def _start(self, name: str, *options: str) -> None:
         agent, grpc, runtime_env, metrics = free_ports(4)

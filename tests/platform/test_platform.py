@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,11 @@ import httpx
 import openai
 import psutil
 import pytest
-import s3fs
 from mlflow.tracking import MlflowClient
 
-from tests.driver import TINY, Driver, cca, until
-from tests.platform.local_platform import BUCKET, NODES, Platform, running_platform, s3_variables
+from tests.driver import TINY, until
+from tests.platform.local_platform import NODES, Platform, s3_variables
+from tests.platform.user import User
 from tests.service import free_port
 
 pytestmark = pytest.mark.timeout(1200)
@@ -24,60 +23,10 @@ ANSWER_S = 120
 AWAY_S = 120.0
 
 
-class User:
-    """Somebody at a terminal elsewhere, who has the platform's addresses and its token."""
-
-    def __init__(self, platform: Platform, folder: Path, name: str) -> None:
-        self.platform, self.folder, self.name = platform, folder, name
-        self.environment = {
-            **platform.user,
-            "RAY_API_SERVER_ADDRESS": platform.address,
-            "CCA_STORAGE": f"s3://{BUCKET}/{name}",
-            "CCA_EXPERIMENT": name,
-            "CCA_MODEL_NAME": name,
-        }
-
-    def cca(self, *arguments: str, **env: str) -> Any:
-        return cca(self.folder, *arguments, env={**self.environment, **env}, timeout_s=900)
-
-    def submit(self, *arguments: str) -> Driver:
-        return Driver(self.folder, *arguments, verb=("submit",), env=self.environment)
-
-    def metrics(self) -> dict[str, Any]:
-        """Measured quality by stage and sampler, from the storage; costs differ from run to run."""
-        fs = self._storage()
-        found = {}
-        for stage in ("baseline", "evaluate"):
-            (path,) = fs.glob(f"{BUCKET}/{self.name}/{stage}/*/results.json")
-            for row in json.loads(fs.cat_file(path))["rows"]:
-                found[stage, row["label"]] = row["per_seed"]
-        return found
-
-    def has(self, pattern: str) -> bool:
-        fs = self._storage()
-        fs.invalidate_cache()
-        return bool(fs.glob(f"{BUCKET}/{self.name}/{pattern}"))
-
-    def champion(self) -> str:
-        client = MlflowClient(self.platform.mlflow.uri, self.platform.mlflow.uri)
-        return str(client.get_model_version_by_alias(self.name, "champion").version)
-
-    def _storage(self) -> s3fs.S3FileSystem:
-        endpoint = self.platform.s3
-        options = {"endpoint_url": endpoint.url, "region_name": endpoint.region}
-        return s3fs.S3FileSystem(key=endpoint.access_key, secret=endpoint.secret_key, client_kwargs=options)
-
-
-@pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    with running_platform(tmp_path_factory.mktemp("platform")) as made:
-        yield made
-
-
 @pytest.fixture(scope="module")
 def undisturbed(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> User:
     user = User(platform, tmp_path_factory.mktemp("undisturbed"), "undisturbed")
-    driver = user.submit(str(TINY))
+    driver = user.start("submit", str(TINY))
     assert driver.finish(900) == 0, driver.output
     assert f"In MLflow: {platform.mlflow.uri}" in driver.output
     return user
@@ -136,7 +85,7 @@ def test_a_submitted_run_ends_with_a_champion_that_serves(platform, undisturbed)
 @pytest.mark.parametrize(("stage", "in_the_middle"), [("tokens", "tokens/*/rows-*"), ("align", "train_state/*/step-*")])
 def test_a_lost_node_changes_nothing(platform, undisturbed, tmp_path, stage, in_the_middle):
     user = User(platform, tmp_path, f"lost-{stage}")
-    driver = user.submit(str(TINY))
+    driver = user.start("submit", str(TINY))
     driver.wait_stage(stage)
     until(lambda: user.has(in_the_middle))
     lost = busy_node(platform)
@@ -148,7 +97,7 @@ def test_a_lost_node_changes_nothing(platform, undisturbed, tmp_path, stage, in_
 
 def test_a_lost_head_and_a_new_one_go_on_where_it_was(platform, undisturbed, tmp_path):
     user = User(platform, tmp_path, "lost-head")
-    driver = user.submit(str(TINY))
+    driver = user.start("submit", str(TINY))
     submission = driver.wait_line(r"(cca-\S+): submitted")[1]
     driver.wait_stage("align")
     until(lambda: user.has("train_state/*/step-*"))
@@ -159,7 +108,7 @@ def test_a_lost_head_and_a_new_one_go_on_where_it_was(platform, undisturbed, tmp
     for number in range(NODES):
         platform.start_node(f"node-{number}")
     until(lambda: platform.alive() == 1 + NODES)
-    resumed = user.submit("--resume", submission)
+    resumed = user.start("submit", "--resume", submission)
     assert resumed.finish(900) == 0, resumed.output
     assert "continuing run" in resumed.output
     assert user.metrics() == undisturbed.metrics()
@@ -174,8 +123,9 @@ def logged_steps(platform: Platform, user: User) -> list[int]:
 
 
 def test_mlflow_away_for_two_minutes_changes_nothing(platform, undisturbed, tmp_path):
+    """Of a run that is not submitted, but driven by somebody on a node of the cluster."""
     user = User(platform, tmp_path, "mlflow-away")
-    driver = user.submit(str(TINY))
+    driver = user.start("run", str(TINY), node="node-0")
     driver.wait_stage("align")
     until(lambda: user.has("train_state/*/step-*"))
     platform.mlflow.kill()
@@ -184,6 +134,34 @@ def test_mlflow_away_for_two_minutes_changes_nothing(platform, undisturbed, tmp_
     assert driver.finish(900) == 0, driver.output
     assert user.metrics() == undisturbed.metrics()
     assert logged_steps(platform, user) == logged_steps(platform, undisturbed), "points of the curve are missing"
+
+
+def test_full_disks_of_the_nodes_end_the_run_in_a_sentence_and_with_room_it_goes_on(platform, undisturbed, tmp_path):
+    user = User(platform, tmp_path, "full-disks")
+    driver = user.start("submit", str(TINY))
+    submission = driver.wait_line(r"(cca-\S+): submitted")[1]
+    driver.wait_stage("tokens")
+    ballast = [platform.files(node) / "ballast" for node in platform.nodes if node != "head"]
+    for file in ballast:
+        fill(file)
+    try:
+        assert driver.finish(900) == 1, driver.output
+    finally:
+        for file in ballast:
+            file.unlink()
+    assert "No space left on device" in driver.output
+    assert f"cca submit --resume {submission}" in driver.output
+    assert "Traceback" not in driver.output
+    resumed = user.start("submit", "--resume", submission)
+    assert resumed.finish(900) == 0, resumed.output
+    assert user.metrics() == undisturbed.metrics()
+
+
+def fill(file: Path) -> None:
+    """Write into a file until its disk has no room."""
+    with file.open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
+        while True:
+            ballast.write(bytes(1 << 20))
 
 
 def test_who_may_not_is_told_so_in_a_sentence(platform, tmp_path):
