@@ -19,6 +19,8 @@ import uvicorn
 
 from cca_core.manifest import Manifest
 
+#: What is waited for at most: a guard against hanging, not a measurement. A slow machine takes four times as long.
+LONG_S = 900.0
 TINY = Path(__file__).parent / "data" / "tiny.yaml"
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "COLUMNS": "200"}
 
@@ -32,7 +34,7 @@ def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
     return {**inherited, **ENVIRONMENT, **(extra or {})}
 
 
-def cca(folder: Path, *arguments: str, env: dict[str, str] | None = None, timeout_s: float = 400) -> Any:
+def cca(folder: Path, *arguments: str, env: dict[str, str] | None = None, timeout_s: float = LONG_S) -> Any:
     """Run `cca` in ``folder`` to its end."""
     return subprocess.run(
         command(*arguments),
@@ -85,7 +87,7 @@ class Driver:
     def output(self) -> str:
         return "\n".join(self.lines)
 
-    def wait_line(self, pattern: str, timeout_s: float = 240) -> re.Match[str]:
+    def wait_line(self, pattern: str, timeout_s: float = LONG_S) -> re.Match[str]:
         """Until a line of the output starts with ``pattern``."""
 
         def found() -> re.Match[str] | None:
@@ -97,7 +99,7 @@ class Driver:
         assert match, f"never said {pattern!r}:\n{self.output}"
         return match
 
-    def wait_stage(self, stage: str, timeout_s: float = 240) -> None:
+    def wait_stage(self, stage: str, timeout_s: float = LONG_S) -> None:
         """Until the driver says that it is in ``stage``."""
         self.wait_line(rf" +{stage} ", timeout_s)
 
@@ -107,7 +109,7 @@ class Driver:
         self.process.wait()
         self.reader.join()
 
-    def finish(self, timeout_s: float = 400) -> int:
+    def finish(self, timeout_s: float = LONG_S) -> int:
         code = self.process.wait(timeout_s)
         self.reader.join()
         return code
@@ -127,7 +129,7 @@ def answering(app: Any, listener: socket.socket) -> Iterator[str]:
         thread.join()
 
 
-def until(condition: Callable[[], Any], timeout_s: float = 120) -> Any:
+def until(condition: Callable[[], Any], timeout_s: float = LONG_S) -> Any:
     """Poll until the condition gives something; its last answer."""
     deadline = time.monotonic() + timeout_s
     while not (answer := condition()):

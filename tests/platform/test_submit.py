@@ -22,7 +22,6 @@ from tests.driver import TINY, Driver, environment
 from tests.platform.local_platform import Platform
 from tests.platform.user import User
 
-pytestmark = pytest.mark.timeout(1200)
 
 
 @dataclass(frozen=True)

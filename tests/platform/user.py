@@ -26,7 +26,7 @@ class User:
         }
 
     def cca(self, *arguments: str, **env: str) -> Any:
-        return cca(self.folder, *arguments, env={**self.environment, **env}, timeout_s=900)
+        return cca(self.folder, *arguments, env={**self.environment, **env})
 
     def start(self, *arguments: str, node: str = "") -> Driver:
         """A running command: at this terminal, or logged in on a node of the cluster."""
