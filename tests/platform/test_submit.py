@@ -23,7 +23,6 @@ from tests.platform.local_platform import Platform
 from tests.platform.user import User
 
 
-
 @dataclass(frozen=True)
 class Story:
     """What the commands printed around one run, in this order."""
