@@ -12,7 +12,8 @@ from aiohttp import ClientPayloadError
 from botocore.exceptions import ConnectionError as StoreConnectionError
 from botocore.exceptions import HTTPClientError
 from ray.exceptions import RayError, RayTaskError
-from ray.train import TrainingFailedError, WorkerGroupError
+from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
 from cca_core.config import ConfigError
 from cca_core.train.errors import NonFiniteError
@@ -101,10 +102,23 @@ def final_cause(error: BaseException) -> BaseException:
     return found
 
 
-def training_error(error: TrainingFailedError) -> WorkerError:
-    """What the first worker raised, in a line, once Ray Train has tried again often enough; the whole as a note."""
+def training_error(error: TrainingFailedError) -> WorkerError | TimeoutError:
+    """What the first worker raised, in a line, once Ray Train has tried again often enough; the whole as a note.
+
+    TimeoutError, which another attempt may cure, where the cluster had no room for the workers all the while.
+    """
     failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
-    first = failures[min(failures)] if failures else error
-    said = WorkerError(f"training failed: {type(first).__name__}: {str(first).strip().partition(chr(10))[0]}")
+    cause = error.controller_failure if isinstance(error, ControllerError) else None
+    said: WorkerError | TimeoutError
+    if isinstance(cause, WorkerGroupStartupTimeoutError):
+        said = TimeoutError(f"the cluster has had no room for {cause.num_workers} training workers")
+    elif isinstance(cause, WorkerGroupStartupFailedError):
+        said = WorkerError(
+            "training never began: its workers were lost at their start, again and again: look in Ray's dashboard for "
+            "a node without disk space or memory"
+        )
+    else:
+        first = failures[min(failures)] if failures else error
+        said = WorkerError(f"training failed: {type(first).__name__}: {str(first).strip().partition(chr(10))[0]}")
     said.add_note(str(error))
     return said

@@ -37,6 +37,10 @@ UNITS_IN_FLIGHT = 8
 #: Never less, in bytes: reports are small, and a pool should not wait for room for one.
 MIN_IN_FLIGHT = 1 << 26
 
+#: So often a training asks for its workers in vain: an hour where the cluster has no room, some minutes where they die
+#: at their start. Ray Train alone would never end.
+MAX_STARTS = 60
+
 #: Name of Ray Data's threads that fetch rows. They end by themselves soon after nobody wants rows any more.
 FETCHER = "iter_threaded"
 FETCHER_TIMEOUT_S = 30.0
@@ -146,7 +150,7 @@ class RayExecutor:
                 name=name,
                 storage_path=path,
                 storage_filesystem=PyFileSystem(FSSpecHandler(self.store.fs)),
-                failure_config=FailureConfig(max_failures=self.execution.max_retries),
+                failure_config=FailureConfig(self.execution.max_retries, controller_failure_limit=MAX_STARTS),
             ),
         )
         errors: list[BaseException] = []

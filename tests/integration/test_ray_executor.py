@@ -9,11 +9,13 @@ import time
 
 import pytest
 from ray.exceptions import RayError
+from ray.train import ControllerError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
 from cca_core.config import ConfigError, ExecutionConfig
 from cca_core.store import Store
 from cca_core.workers.ranges import RangeWorker
-from pipelines.ray_errors import WorkerError
+from pipelines.ray_errors import INFRASTRUCTURE_ERRORS, WorkerError, training_error
 from pipelines.ray_executor import FETCHER, RayExecutor
 
 
@@ -146,6 +148,20 @@ class Unloadable:
 def test_training_that_never_began_says_why(executor):
     with pytest.raises(RayError, match="not on this machine"):
         executor.train(training, {"kind": Unloadable()})
+
+
+@pytest.mark.parametrize(
+    ("cause", "says", "tried_again"),
+    [
+        (WorkerGroupStartupFailedError("a worker died\nTraceback"), "a node without disk space or memory", False),
+        (WorkerGroupStartupTimeoutError(4), "no room for 4 training workers", True),
+    ],
+)
+def test_workers_that_never_start_are_a_sentence(cause, says, tried_again):
+    error = training_error(ControllerError(cause))
+    assert says in str(error)
+    assert len(str(error).splitlines()) == 1
+    assert isinstance(error, INFRASTRUCTURE_ERRORS) == tried_again
 
 
 def test_a_lost_worker_is_infrastructure(executor):

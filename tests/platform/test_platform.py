@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -81,28 +81,42 @@ def test_a_submitted_run_ends_with_a_champion_that_serves(platform, undisturbed)
     assert delete.status_code == 200, delete.text
 
 
-@pytest.mark.parametrize(("stage", "in_the_middle"), [("tokens", "tokens/*/rows-*"), ("align", "train_state/*/step-*")])
-def test_a_lost_node_changes_nothing(platform, undisturbed, tmp_path, stage, in_the_middle):
-    user = User(platform, tmp_path, f"lost-{stage}")
+#: Stage, and what of it is in the storage when it is under way.
+UNDER_WAY = {"tokens": "tokens/*/rows-*", "align": "train_state/*/step-*"}
+
+
+def test_lost_nodes_change_nothing(platform, undisturbed, tmp_path):
+    user = User(platform, tmp_path, "lost-nodes")
     driver = user.start("submit", str(TINY))
-    driver.wait_stage(stage)
-    until(lambda: user.has(in_the_middle))
-    lost = busy_node(platform)
-    platform.kill(lost)
-    platform.start_node(lost)
+    for stage, written in UNDER_WAY.items():
+        driver.wait_stage(stage)
+        until(lambda written=written: user.has(written))
+        lost = busy_node(platform)
+        platform.kill(lost)
+        platform.start_node(lost)
     assert driver.finish() == 0, driver.output
     assert user.metrics() == undisturbed.metrics()
 
 
-def test_a_lost_head_and_a_new_one_go_on_where_it_was(platform, undisturbed, tmp_path):
-    user = User(platform, tmp_path, "lost-head")
-    driver = user.start("submit", str(TINY))
-    submission = driver.wait_line(r"(cca-\S+): submitted")[1]
-    driver.wait_stage("align")
-    until(lambda: user.has("train_state/*/step-*"))
+def test_full_disks_and_a_lost_head_end_a_run_which_goes_on_where_it_was(platform, undisturbed, tmp_path):
+    user = User(platform, tmp_path, "ended-twice")
+    full = user.start("submit", str(TINY))
+    submission = full.wait_line(r"(cca-\S+): submitted")[1]
+    until(lambda: user.has(UNDER_WAY["tokens"]))
+    with full_disks(platform):
+        assert full.finish() == 1, full.output
+    (said,) = (line for line in full.output.splitlines() if line.startswith("error: "))
+    assert "disk space" in said or "No space left on device" in said
+    assert "what finished is kept" in said
+    assert f"cca submit --resume {submission}" in full.output
+    assert "Traceback" not in full.output
+    headless = user.start("submit", "--resume", submission)
+    submission = headless.wait_line(r"(cca-\S+): submitted")[1]
+    headless.wait_stage("align")
+    until(lambda: user.has(UNDER_WAY["align"]))
     for name in list(platform.nodes):  # the others lose their head, and end
         platform.kill(name)
-    assert driver.finish(120) != 0
+    assert headless.finish() != 0
     platform.start_head()
     for number in range(NODES):
         platform.start_node(f"node-{number}")
@@ -111,6 +125,21 @@ def test_a_lost_head_and_a_new_one_go_on_where_it_was(platform, undisturbed, tmp
     assert resumed.finish() == 0, resumed.output
     assert "continuing run" in resumed.output
     assert user.metrics() == undisturbed.metrics()
+
+
+@contextlib.contextmanager
+def full_disks(platform: Platform) -> Iterator[None]:
+    """The nodes that work have no room left on their disks."""
+    ballast = [platform.files(node) / "ballast" for node in platform.nodes if node != "head"]
+    for path in ballast:
+        with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(1 << 20))
+    try:
+        yield
+    finally:
+        for path in ballast:
+            path.unlink()
 
 
 def logged_steps(platform: Platform, user: User) -> list[int]:
@@ -133,34 +162,6 @@ def test_mlflow_away_for_two_minutes_changes_nothing(platform, undisturbed, tmp_
     assert driver.finish() == 0, driver.output
     assert user.metrics() == undisturbed.metrics()
     assert logged_steps(platform, user) == logged_steps(platform, undisturbed), "points of the curve are missing"
-
-
-def test_full_disks_of_the_nodes_end_the_run_in_a_sentence_and_with_room_it_goes_on(platform, undisturbed, tmp_path):
-    user = User(platform, tmp_path, "full-disks")
-    driver = user.start("submit", str(TINY))
-    submission = driver.wait_line(r"(cca-\S+): submitted")[1]
-    driver.wait_stage("tokens")
-    ballast = [platform.files(node) / "ballast" for node in platform.nodes if node != "head"]
-    for file in ballast:
-        fill(file)
-    try:
-        assert driver.finish() == 1, driver.output
-    finally:
-        for file in ballast:
-            file.unlink()
-    assert "No space left on device" in driver.output
-    assert f"cca submit --resume {submission}" in driver.output
-    assert "Traceback" not in driver.output
-    resumed = user.start("submit", "--resume", submission)
-    assert resumed.finish() == 0, resumed.output
-    assert user.metrics() == undisturbed.metrics()
-
-
-def fill(file: Path) -> None:
-    """Write into a file until its disk has no room."""
-    with file.open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
-        while True:
-            ballast.write(bytes(1 << 20))
 
 
 def test_who_may_not_is_told_so_in_a_sentence(platform, tmp_path):
