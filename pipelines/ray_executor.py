@@ -56,6 +56,7 @@ class RayExecutor:
     ) -> None:
         self.store, self.execution, self.address = store, execution, address
         self.on_log, self.on_progress = on_log, on_progress
+        self._queue: Queue | None = None
         self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     def start(self) -> None:
@@ -87,6 +88,7 @@ class RayExecutor:
             for name in LIBRARIES:  # whose threads complain that the cluster they work on is gone
                 logging.getLogger(name).setLevel(logging.CRITICAL)
             ray.shutdown()
+        self._queue = None
 
     def map(
         self,
@@ -128,7 +130,7 @@ class RayExecutor:
 
     def train(self, job: Callable[..., None], arguments: dict[str, Any]) -> None:
         workers = self.execution.max_workers
-        queue = _queue()
+        queue = self._records()
         name = f"{job.__name__}-{uuid.uuid4().hex[:12]}"
         path = f"{self.store.root}/ray_train"
         trainer = TorchTrainer(
@@ -168,7 +170,7 @@ class RayExecutor:
             raise errors[0]
 
     def call(self, job: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        queue = _queue()
+        queue = self._records()
         remote = ray.remote(num_cpus=1, num_gpus=self._gpus(1), max_retries=self.execution.max_retries)(call_worker)
         with _Drain(queue, self.on_log, []):
             try:
@@ -185,7 +187,7 @@ class RayExecutor:
     ) -> None:
         if not units:
             return
-        queue = _queue()
+        queue = self._records()
         errors: list[BaseException] = []
         with _Drain(queue, on_end, errors):
             try:
@@ -204,6 +206,14 @@ class RayExecutor:
                 errors.append(final_cause(error))
         if errors:
             raise errors[0]
+
+    def _records(self) -> Queue:
+        """From workers to the driver, one for all stages, since it is a process. On the driver's own node: Ray puts it
+        on any, and those of the workers may be lost or taken away."""
+        if self._queue is None:
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+            self._queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+        return self._queue
 
     def _bound(self, bytes_per_round: int) -> None:
         """Limit what lies between the pools of the next data set, of which all actors make ``bytes_per_round`` at a
@@ -236,12 +246,6 @@ def _join_fetchers() -> None:
             thread.join(FETCHER_TIMEOUT_S)
 
 
-def _queue() -> Queue:
-    """A queue on the driver's own node: Ray puts it on any, and those of the workers may be lost or taken away."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-
-
 class _Drain:
     """Hands records from workers to ``on_log`` in the driver, until the block ends and the queue is empty."""
 
@@ -256,7 +260,6 @@ class _Drain:
     def __exit__(self, *_: object) -> None:
         self.ended.set()
         self.thread.join()
-        self.queue.shutdown(grace_period_s=0)
 
     def _run(self) -> None:
         while True:
