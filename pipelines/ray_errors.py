@@ -11,7 +11,16 @@ import pyarrow as pa
 from aiohttp import ClientPayloadError
 from botocore.exceptions import ConnectionError as StoreConnectionError
 from botocore.exceptions import HTTPClientError
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import (
+    NodeDiedError,
+    OutOfDiskError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    RuntimeEnvSetupError,
+    WorkerCrashedError,
+)
 from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
@@ -23,6 +32,9 @@ from cca_core.workers.ranges import RangeWorker
 FINAL_ERRORS = (ConfigError, NonFiniteError)
 #: What another attempt may cure: lost workers and nodes, dropped connections, storage that was away.
 INFRASTRUCTURE_ERRORS = (RayError, OSError, HTTPClientError, StoreConnectionError, ClientPayloadError)
+#: A worker, its start or its node was lost: what Ray says of each alone helps nobody once all attempts have failed.
+LOST = (NodeDiedError, OutOfDiskError, OutOfMemoryError, RayActorError, RuntimeEnvSetupError, WorkerCrashedError)
+LOOK = "look in Ray's dashboard for a node without disk space or memory"
 log = logging.getLogger(__name__)
 
 
@@ -113,12 +125,16 @@ def training_error(error: TrainingFailedError) -> WorkerError | TimeoutError:
     if isinstance(cause, WorkerGroupStartupTimeoutError):
         said = TimeoutError(f"the cluster has had no room for {cause.num_workers} training workers")
     elif isinstance(cause, WorkerGroupStartupFailedError):
-        said = WorkerError(
-            "training never began: its workers were lost at their start, again and again: look in Ray's dashboard for "
-            "a node without disk space or memory"
-        )
+        said = WorkerError(f"training never began: its workers were lost at their start, again and again: {LOOK}")
     else:
         first = failures[min(failures)] if failures else error
         said = WorkerError(f"training failed: {type(first).__name__}: {str(first).strip().partition(chr(10))[0]}")
+    said.add_note(str(error))
+    return said
+
+
+def lost_for_good(error: RayError) -> WorkerError:
+    """After the last attempt, of a worker that was lost: a sentence that says where to look."""
+    said = WorkerError(f"workers were lost, again and again ({type(error).__name__}): {LOOK}")
     said.add_note(str(error))
     return said

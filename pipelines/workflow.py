@@ -27,7 +27,7 @@ from pipelines.finish import Finish
 from pipelines.lock import RunLock
 from pipelines.pilot import FULL, PILOT, PILOT_RUN, Expected, as_pilot, passed_pilot
 from pipelines.progress import Progress
-from pipelines.ray_errors import INFRASTRUCTURE_ERRORS, WorkerError
+from pipelines.ray_errors import INFRASTRUCTURE_ERRORS, LOST, WorkerError, lost_for_good
 from pipelines.ray_executor import RayExecutor
 from pipelines.recipe import to_yaml
 from pipelines.report.texts import duration
@@ -302,9 +302,11 @@ class Workflow:
         )
         try:
             return retrying(self._limited, name, execution.stage_timeout_s)
-        except (*INFRASTRUCTURE_ERRORS, WorkerError):
+        except (*INFRASTRUCTURE_ERRORS, WorkerError) as error:
             # S3 answers some requests without a reason ("Bad Request" of a key that has expired); a write gets one.
             self.plan.store.check_writable(" (what finished is kept, and the same command goes on from there)")
+            if isinstance(error, LOST):
+                raise lost_for_good(error) from error
             raise
 
     def _limited(self, name: str, timeout_s: float) -> Manifest:

@@ -15,7 +15,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, Wor
 from cca_core.config import ConfigError, ExecutionConfig
 from cca_core.store import Store
 from cca_core.workers.ranges import RangeWorker
-from pipelines.ray_errors import INFRASTRUCTURE_ERRORS, WorkerError, training_error
+from pipelines.ray_errors import INFRASTRUCTURE_ERRORS, LOST, WorkerError, lost_for_good, training_error
 from pipelines.ray_executor import FETCHER, RayExecutor
 
 
@@ -164,9 +164,14 @@ def test_workers_that_never_start_are_a_sentence(cause, says, tried_again):
     assert isinstance(error, INFRASTRUCTURE_ERRORS) == tried_again
 
 
-def test_a_lost_worker_is_infrastructure(executor):
-    with pytest.raises(RayError):
+def test_a_lost_worker_is_infrastructure_and_at_last_a_sentence(executor):
+    with pytest.raises(RayError) as lost:
         executor.call(raising, {"kind": "die"})
+    assert isinstance(lost.value, LOST)
+    said = str(lost_for_good(lost.value))
+    assert "WorkerCrashedError" in said
+    assert "a node without disk space or memory" in said
+    assert len(said.splitlines()) == 1
 
 
 def trial(*, folder, name: str) -> dict:
