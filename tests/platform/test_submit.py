@@ -19,8 +19,12 @@ from pipelines.cluster import connect, follow
 from pipelines.recipe import load_recipe
 from pipelines.sealed import SEALED, runtime_env
 from tests.driver import TINY, Driver, environment
-from tests.platform.local_platform import Platform
+from tests.platform.local_platform import NODE_CPUS, NODES, Platform
 from tests.platform.user import User
+from tests.service import free_port
+
+#: Of whoever submits: must reach the workers, and no terminal.
+PLANTED = f"planted-{secrets.token_hex(16)}"
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Story:
 def story(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Story:
     """A run is submitted, its terminal is lost, it is found, stopped, resumed from elsewhere, followed to its end."""
     here, elsewhere = (User(platform, tmp_path_factory.mktemp(place), "story") for place in ("here", "elsewhere"))
+    for user in (here, elsewhere):
+        user.environment["MLFLOW_TRACKING_TOKEN"] = PLANTED
     client = here.start("submit", str(TINY))
     name = client.wait_line(r"(cca-tiny-\w+): submitted to")[1]
     client.wait_stage("tokens")
@@ -61,6 +67,7 @@ def story(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Story
 
 def test_a_run_outlives_the_terminal_that_submitted_it(story):
     assert "Ctrl-C stops following, not the run" in story.submitted
+    assert PLANTED not in story.submitted
     assert f"running as {story.name}" in story.runs
 
 
@@ -145,3 +152,28 @@ def test_a_missing_and_a_wrong_token_are_one_sentence(platform, tmp_path, token,
     assert result.returncode == 2
     assert says in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_no_server_at_the_address_is_one_sentence(platform, tmp_path):
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    result = User(platform, tmp_path, "refused").cca("submit", "digits", "--address", nowhere)
+    assert result.returncode == 2
+    assert "no Ray dashboard answers at http://127.0.0.1" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            "execution.num_workers=64",
+            f"execution.num_workers=64 asks for a CPU each, and the cluster has {NODES * NODE_CPUS}",
+        ),
+        ("execution.device=cuda", "execution.device=cuda, and it has no GPU"),
+    ],
+)
+def test_a_cluster_that_is_too_small_is_named_before_anything_starts(platform, tmp_path, change, says):
+    result = User(platform, tmp_path, "refused").cca("submit", "digits", "--set", change)
+    assert result.returncode == 2
+    assert says in result.stderr
+    assert "submitted" not in result.stdout
