@@ -23,6 +23,7 @@ from tests.platform.local_platform import NODE_CPUS, NODES, Platform
 from tests.platform.user import User
 from tests.service import free_port
 
+CPUS = NODES * NODE_CPUS
 #: Of whoever submits: must reach the workers, and no terminal.
 PLANTED = f"planted-{secrets.token_hex(16)}"
 
@@ -167,7 +168,7 @@ def test_no_server_at_the_address_is_one_sentence(platform, tmp_path):
     [
         (
             "execution.num_workers=64",
-            f"execution.num_workers=64 asks for a CPU each, and the cluster has {NODES * NODE_CPUS}",
+            f"execution.num_workers=64 asks for a CPU each, and the cluster has {CPUS}",
         ),
         ("execution.device=cuda", "execution.device=cuda, and it has no GPU"),
     ],
