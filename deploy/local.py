@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+import psutil
 import ray
 from ray import serve
 
@@ -29,9 +30,11 @@ from deploy.versions import pin
 
 START_S = 240.0
 POLL_S = 0.1
+#: Seconds that Ray's processes have to end, once Ray says that it is shut down.
+LEFT_S = 5.0
 #: Requests and pixels are small; Ray would take a third of the machine's memory.
 OBJECT_STORE_BYTES = 256 * 1024**2
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)  # the last is interrupt's own
 
 
 def serve_here(model: str, service: ServiceConfig, say: Callable[[str], None]) -> None:
@@ -54,7 +57,7 @@ def serve_here(model: str, service: ServiceConfig, say: Callable[[str], None]) -
     cpus_per_replica = max(1, (os.cpu_count() or 1) // service.max_replicas)
     cpus = cpus_per_replica * (service.max_replicas + 1) + 1  # as Ray counts: with a canary, and the ingress
     try:
-        _on_signals(_interrupt)
+        on_signals(interrupt)
         context = ray.init(
             address="local",
             num_cpus=cpus,
@@ -63,7 +66,7 @@ def serve_here(model: str, service: ServiceConfig, say: Callable[[str], None]) -
             logging_level=logging.ERROR,
             object_store_memory=OBJECT_STORE_BYTES,
         )
-        _on_signals(_interrupt)  # Ray has put its own in place
+        on_signals(interrupt)  # Ray has put its own in place
         address = f"http://{context.dashboard_url}"
         say(OPEN if ring.open else f"keys: {keys or VARIABLE}")
         say(f"starting {pinned} (Ray dashboard {address})")
@@ -81,10 +84,9 @@ def serve_here(model: str, service: ServiceConfig, say: Callable[[str], None]) -
     except (KeyboardInterrupt, SystemExit):  # Ray's own handler of SIGTERM, while it starts, raises SystemExit
         say("stopping")
     finally:
-        _on_signals(signal.SIG_IGN)
+        on_signals(signal.SIG_IGN)
         if ray.is_initialized():
-            serve.shutdown()
-            ray.shutdown()
+            _shut_down()
 
 
 def check_port(host: str, port: int) -> None:
@@ -117,10 +119,23 @@ def first_answer(url: str, *, timeout_s: float) -> dict[str, Any]:
         time.sleep(POLL_S)
 
 
-def _on_signals(handler: Any) -> None:
+def _shut_down() -> None:
+    """End Serve, Ray and what Ray leaves: a part of its dashboard that was starting waits a minute for the cluster."""
+    started = psutil.Process().children(recursive=True)
+    serve.shutdown()
+    ray.shutdown()
+    _, left = psutil.wait_procs(started, timeout=LEFT_S)
+    for process in left:
+        process.kill()
+
+
+def on_signals(handler: Any) -> None:
+    """What Ctrl-C and SIGTERM do from now on."""
     for number in SIGNALS:
         signal.signal(number, handler)
 
 
-def _interrupt(*_: Any) -> NoReturn:
+def interrupt(*_: Any) -> NoReturn:
+    """KeyboardInterrupt, and again in a second: where it falls into a destructor or a callback, Python drops it."""
+    signal.alarm(1)
     raise KeyboardInterrupt

@@ -7,6 +7,7 @@ import io
 import os
 import re
 import signal
+import threading
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -16,6 +17,7 @@ import openai
 import pytest
 from PIL import Image
 
+from deploy import local
 from deploy.release import APPLICATION, details, set_model
 from tests.driver import cca, until
 from tests.service import (
@@ -300,6 +302,24 @@ def test_ctrl_c_ends_it_with_nothing_left(service):
     end(service.driver, signal.SIGINT)
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{service.address}/healthz")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_falls_into_a_destructor_still_ends_it():
+    class Interrupted:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)  # Python drops what this raises
+
+    before = {number: signal.getsignal(number) for number in local.SIGNALS}
+    local.on_signals(local.interrupt)
+    try:
+        Interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            threading.Event().wait(ANSWER_S)
+    finally:
+        signal.alarm(0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_sigterm_while_it_starts_ends_it_with_nothing_left(folder, registry):
