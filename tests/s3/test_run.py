@@ -82,7 +82,7 @@ def test_a_run_with_its_storage_on_s3(store, tmp_path):
     assert result.returncode == 0, result.stdout + result.stderr
     assert "| aligned " in result.stdout
     jobs = {path.split("/")[2].partition("-")[0] for path in in_use if path.count("/") == 3}
-    assert jobs == {"train_base", "train_aligned"}, "Ray Train kept its own files on S3 meanwhile"
+    assert jobs == {"train_base", "train_aligned_watched"}, "Ray Train kept its own files on S3 meanwhile"
     assert not (tmp_path / ".cca" / "storage").exists()
     store.fs.invalidate_cache()
     stages = {Path(path).name for path in store.fs.ls(store.root, detail=False)}
