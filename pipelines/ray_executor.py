@@ -57,9 +57,11 @@ class RayExecutor:
         self.store, self.execution, self.address = store, execution, address
         self.on_log, self.on_progress = on_log, on_progress
         self._queue: Queue | None = None
+        self._up = False
         self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     def start(self) -> None:
+        self._up = True
         if ray.is_initialized():
             return
         # Two logical CPUs are too few for a pipeline of operators; threads per worker follow the real cores.
@@ -84,6 +86,7 @@ class RayExecutor:
         context.print_on_execution_start = False
 
     def stop(self) -> None:
+        self._up = False
         if ray.is_initialized():
             for name in LIBRARIES:  # whose threads complain that the cluster they work on is gone
                 logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -99,6 +102,7 @@ class RayExecutor:
     ) -> Generator[dict[str, Any], None, None]:
         if not units:
             return
+        self._check_up()
         self._bound(unit_bytes * (self.execution.num_actors + self.execution.num_readers))
         # One block per unit: Ray Data hands on whole blocks, and loses whole blocks.
         data = ray.data.from_items(list(units), override_num_blocks=len(units))
@@ -210,10 +214,17 @@ class RayExecutor:
     def _records(self) -> Queue:
         """From workers to the driver, one for all stages, since it is a process. On the driver's own node: Ray puts it
         on any, and those of the workers may be lost or taken away."""
+        self._check_up()
         if self._queue is None:
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
             self._queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
         return self._queue
+
+    def _check_up(self) -> None:
+        """A stage that was stopped goes on in its thread; Ray's C++ core ends the process, without a word and with exit
+        code 1, where it is asked for anything after its end."""
+        if not self._up:
+            raise RuntimeError("Ray is not started, or was stopped meanwhile")
 
     def _bound(self, bytes_per_round: int) -> None:
         """Limit what lies between the pools of the next data set, of which all actors make ``bytes_per_round`` at a

@@ -186,6 +186,7 @@ def trial(*, folder, name: str) -> dict:
 def test_trials_end_with_reports_a_lost_one_is_tried_again_and_a_bug_is_raised(executor, tmp_path, capsys):
     ended: list[str] = []
     trials = RayExecutor(executor.store, ExecutionConfig(max_retries=1), "", executor.on_log, executor.on_progress)
+    trials.start()
     units = [{"name": name} for name in ("good", "lost", "bug", "other")]
     with pytest.raises(KeyError, match="a bug"):
         trials.trials(trial, {"folder": tmp_path}, units, lambda report: ended.append(report["name"]))
