@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -21,6 +22,9 @@ from pyarrow import ipc
 from cca_core.config import ConfigError
 from cca_core.manifest import MANIFEST_NAME, FileEntry, Manifest
 from cca_core.schema import RECORD_BATCH_ROWS
+
+#: Names that ``Store.write_bytes`` gives to files while they are written.
+ASIDE = re.compile(r"\..+-[0-9a-f]{32}")
 
 
 def shard_name(start: int, stop: int) -> str:
@@ -74,7 +78,7 @@ class Store:
             self.fs.pipe_file(path, data)
             return
         self.fs.makedirs(os.path.dirname(path), exist_ok=True)
-        aside = f"{os.path.dirname(path)}/.{os.path.basename(path)}-{uuid.uuid4().hex}"
+        aside = f"{os.path.dirname(path)}/.{os.path.basename(path)}-{uuid.uuid4().hex}"  # as ASIDE says
         try:
             with open(aside, "wb") as file:
                 file.write(data)
@@ -203,8 +207,13 @@ class StageDirectory:
         return FileEntry(size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), rows=rows)
 
     def commit(self, manifest: Manifest) -> None:
-        """Write the manifest: from now on the directory is valid and never changes."""
+        """Write the manifest: from now on the directory is valid and never changes. What writers that were killed had
+        aside goes."""
         self.store.write_bytes(f"{self.path}/{MANIFEST_NAME}", manifest.to_json())
+        if isinstance(self.store.fs, LocalFileSystem):
+            for path in Path(self.path).rglob(".*"):
+                if ASIDE.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
 
     def manifest(self) -> Manifest | None:
         """The manifest if the directory is whole (every file there, of the recorded size); None if work is left."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -104,6 +107,21 @@ def test_a_directory_is_valid_once_its_manifest_stands(store):
     assert directory.manifest() == manifest
     assert Store(store.uri).directory("tokens", "d" * 64).manifest() == manifest
     assert store.directory("tokens", "e" * 64).manifest() is None
+
+
+def test_what_a_killed_writer_had_aside_goes_when_the_directory_is_finished(tmp_path):
+    store = Store(str(tmp_path))
+    killed = (
+        "import os, signal, sys\n"
+        "from cca_core.store import Store\n"
+        "os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Store(sys.argv[1]).directory('tokens', 'd' * 64).write_bytes('deep/rows.arrow', b'half')\n"
+    )
+    result = subprocess.run([sys.executable, "-c", killed, str(tmp_path)], check=False)
+    assert result.returncode == -signal.SIGKILL
+    assert len(files_below(tmp_path)) == 1, "it had begun to write"
+    finished(store)
+    assert files_below(tmp_path) == [MANIFEST_NAME, "facts.json", "rows.arrow"]
 
 
 @pytest.mark.parametrize("harm", ["missing", "shorter", "longer"])
